@@ -105,8 +105,9 @@ def _train(
     lines = _check(loaded, ask=dry_run)
     if dry_run:
         from pipeline.config.load import dump
+        from pipeline.system.terminal_text import without_passwords
 
-        typer.echo(dump(loaded) + "\n" + "\n".join(lines) + "\nnothing was started")
+        typer.echo(without_passwords("\n".join([dump(loaded), *lines, "nothing was started"])))
         return
     typer.echo("\n".join(lines))
     path = out or Path("runs") / config.stem

@@ -34,6 +34,7 @@ from learner.streaming.cached_forward import CachedForward
 from learner.streaming.logprob_stream import LogprobStream, ModelStream
 from pipeline.config.logprob_uses import LogprobUses, needs_old
 from pipeline.config.logprob_uses import of as logprob_uses
+from pipeline.config.model_files import read_facts
 from pipeline.config.pace import learner_pace
 from pipeline.config.schema import Config, LearnerConfig
 from pipeline.plugins import registry
@@ -88,6 +89,7 @@ def _build(
     section = config.learner
     model = load_trained(config, resume, device)
     vocabulary, special = vocabulary_of(model)
+    special.update(read_facts(Path(config.model)).ends)
     reference: Any = None
     if section.reference == "start" and section.lora is not None:
         reference = lora.Base(model)

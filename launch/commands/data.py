@@ -12,9 +12,10 @@ import typer
 from launch.options import Overrides, as_json, exit_with_error, load_config
 
 if TYPE_CHECKING:
-    from launch.commands.data_report import DataReport, Lengths
+    from launch.commands.data_report import DataReport, Lengths, TokenReport
     from pipeline.config.schema import Config
     from pipeline.data.dataset import Dataset
+    from pipeline.data.tokenizer import Tokenizer
 
 data_app = typer.Typer(
     help="Check a prompt data set before a run.", no_args_is_help=True, rich_markup_mode=None
@@ -47,20 +48,23 @@ def check_command(
     import msgspec
 
     from launch.commands import data_report
+    from pipeline.data import findings
 
     config = _config(what, overrides or [], model)
-    train, held_out = _read(config)
+    tokenizer, train, held_out = _read(config)
+    told = data_report.tokens_of(config, tokenizer, train, held_out)
     reports = {"training": data_report.report_of(train)}
     if len(held_out):
         reports["held_out"] = data_report.report_of(held_out)
-    leaked = data_report.shared_prompts(train, held_out)
+    leaked = findings.shared_prompts(train, held_out)
     faults = sum(report.faults for report in reports.values())
     stops = bool(faults) and config.data.bad_lines == "stop"
     if json_wanted:
-        found = {**msgspec.to_builtins(reports), "in_both": leaked, "would_start": not stops}
+        found = {**msgspec.to_builtins(reports), "tokens": msgspec.to_builtins(told)}
+        found |= {"in_both": leaked, "would_start": not stops}
         typer.echo(as_json(found))
     else:
-        _show(reports, leaked, stops)
+        _show(reports, told, leaked, stops)
     raise typer.Exit(int(stops))
 
 
@@ -81,13 +85,14 @@ def _config(what: str, overrides: list[str], model: Path | None) -> Config:
     return load_config(Path(os.devnull), [*own, *alone, *overrides])
 
 
-def _read(config: Config) -> tuple[Dataset, Dataset]:
-    """Reads both data sets; bad lines are collected."""
+def _read(config: Config) -> tuple[Tokenizer, Dataset, Dataset]:
+    """Reads tokenizer and both data sets; bad lines are collected."""
     import msgspec
 
     from pipeline.data import eval_sets
     from pipeline.data.dataset import DataError, load_train
     from pipeline.data.tokenizer import ModelError, Tokenizer
+    from pipeline.data.wanted import wanted_of
     from pipeline.stage import build
 
     lenient = msgspec.structs.replace(
@@ -95,15 +100,16 @@ def _read(config: Config) -> tuple[Dataset, Dataset]:
     )
     try:
         tokenizer = Tokenizer(Path(config.model))
-        train = load_train(lenient.data, tokenizer, config.sampling.max_tokens)
+        limit = config.sampling.max_tokens
+        train = load_train(lenient.data, tokenizer, limit, wanted_of(config))
         held_out = eval_sets.load_eval_sets(lenient, tokenizer).data
         build.check_answers(config, train, held_out)
     except (ModelError, DataError) as error:
         exit_with_error(error, 2)
-    return train, held_out
+    return tokenizer, train, held_out
 
 
-def _show(reports: dict[str, DataReport], leaked: int, stops: bool) -> None:
+def _show(reports: dict[str, DataReport], told: TokenReport, leaked: int, stops: bool) -> None:
     from rich.console import Console
     from rich.text import Text
 
@@ -112,12 +118,15 @@ def _show(reports: dict[str, DataReport], leaked: int, stops: bool) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = int(os.environ.get("COLUMNS", _WIDE))
+    for line in told.warnings:
+        console.print(Text(printable(f"warning: {line}")), soft_wrap=True)
     for name, report in reports.items():
         console.print(f"{name.replace('_', ' ')}: {report.prompts} prompts", style="bold")
         console.print(_table(report))
         for line in _bars(report.lengths):
             console.print(line)
-        for line in _words(report):
+        facts = told.facts if name == "training" else ()
+        for line in (*facts, *_words(report)):
             console.print(Text(printable(line)), soft_wrap=True)
     if leaked:
         console.print(f"{leaked} held-out prompts are in the training data too")
@@ -165,6 +174,8 @@ def _bars(lengths: Lengths) -> Iterator[str]:
 
 def _words(report: DataReport) -> Iterator[str]:
     for source in report.sources:
+        if source.note:
+            yield f"{source.name}: {source.note}"
         if source.too_long or source.cut:
             yield f"{source.name}: {source.too_long} too long (left out), {source.cut} cut"
     if report.duplicates:

@@ -1,6 +1,6 @@
-"""A data set -> the report of `darts data check`: counts, lengths, bad lines.
+"""A data set -> the report of `darts data check`: counts, lengths, bad lines, tokens.
 
-Pure. Lengths are in tokens, after the chat template.
+Lengths are in tokens, after the chat template.
 """
 
 from __future__ import annotations
@@ -10,7 +10,10 @@ from collections import Counter
 import msgspec
 import numpy as np
 
+from pipeline.config.schema import Config
+from pipeline.data import findings
 from pipeline.data.dataset import Dataset, Item
+from pipeline.data.tokenizer import Tokenizer
 
 FAULTS = 20
 """Bad lines that are listed; the others are only counted."""
@@ -37,6 +40,7 @@ class SourceReport(msgspec.Struct, frozen=True, kw_only=True):
     answer: str  # the field that is used; "" if there is none
     too_long: int  # left out
     cut: int
+    note: str  # on files of other splits
     tags: dict[str, int]  # kind -> prompts; "" for those without one
     lengths: Lengths
 
@@ -48,6 +52,13 @@ class FirstPrompt(msgspec.Struct, frozen=True, kw_only=True):
     text: str
     tokens: int
     answer: str
+
+
+class TokenReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Tokens between prompt and response, as the model's files have them."""
+
+    facts: tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
 class DataReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,6 +94,7 @@ def report_of(data: Dataset) -> DataReport:
                 answer=source.answer,
                 too_long=source.dropped,
                 cut=source.cut,
+                note=source.note,
                 tags=dict(Counter(item.tag for item in items)),
                 lengths=lengths_of(items),
             )
@@ -100,10 +112,12 @@ def report_of(data: Dataset) -> DataReport:
     )
 
 
-def shared_prompts(one: Dataset, other: Dataset) -> int:
-    """Counts the prompts of `other` that are also in `one`."""
-    known = {item.tokens for item in one.items}
-    return sum(item.tokens in known for item in other.items)
+def tokens_of(config: Config, tokenizer: Tokenizer, *data: Dataset) -> TokenReport:
+    """Reports on the tokens that begin a prompt and end a response."""
+    return TokenReport(
+        facts=tuple(findings.facts_of(tokenizer)),
+        warnings=tuple(findings.warnings_of(config, tokenizer, *data)),
+    )
 
 
 def lengths_of(items: tuple[Item, ...]) -> Lengths:

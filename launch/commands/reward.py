@@ -61,7 +61,9 @@ def try_command(
         exit_with_error(error, 2)
     except RewardFailed as error:
         exit_with_error(f"{error.why}\n{error.traceback}".rstrip(), 2)
-    typer.echo(json.dumps(_document(found)) if as_json else printable("\n".join(_lines(given, found))))
+    typer.echo(
+        json.dumps(_document(found)) if as_json else printable("\n".join(_lines(given, found)))
+    )
     if any("error" in one for one in found):
         raise typer.Exit(1)
 
@@ -110,7 +112,7 @@ def _of_file(path: Path, config: Config) -> Iterator[tuple[str, Sampled]]:
 
 def _sample(where: str, row: dict[str, Any], config: Config) -> Sampled:
     from pipeline.config.load import plugin_class
-    from pipeline.data.dataset import ANSWERS
+    from pipeline.data.fields import ANSWERS, any_text
     from pipeline.plugins import registry
     from pipeline.plugins.views import Sampled
 
@@ -136,7 +138,7 @@ def _sample(where: str, row: dict[str, Any], config: Config) -> Sampled:
         response=response,
         finish=finish,
         tokens=0,  # not known
-        answer=answer if isinstance(answer, str) else json.dumps(answer),
+        answer=any_text(answer),
         columns={name: value for name, value in row.items() if name not in ("response", "finish")},
         messages=messages,
     )

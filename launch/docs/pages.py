@@ -3,7 +3,7 @@
 docs/methods.md has a table from the recipes in configs/recipes; docs/configuration.md and
 configs/schema.json come from the types and docstrings of
 `pipeline.config.schema` and of the plug-ins' options; docs/states.md from the tables of
-`pipeline.coordinator.groups`.
+`pipeline.coordinator.groups`; the tables of docs/migrating.md from `pipeline.config.other_names`.
 `--check` writes nothing and exits with 1 when a page is out of date.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 import msgspec
 
 from launch.docs.methods import methods_page
+from pipeline.config import other_names
 from pipeline.config.docs import (
     default_of,
     documentation,
@@ -36,6 +38,7 @@ from pipeline.coordinator.run_state import RUN_TRANSITIONS
 from pipeline.plugins import registry
 from pipeline.stage.peers import PEER_TRANSITIONS
 
+_ROOT = Path(__file__).resolve().parents[2]
 _MADE = "<!-- made by `python -m launch.docs.pages`; do not edit -->"
 
 
@@ -161,6 +164,22 @@ def _diagram(title: str, table: Mapping[Any, Any], file: str) -> list[str]:
     return [*lines, "```", ""]
 
 
+def migrating_page() -> str:
+    """The page as it is, with its tables of other names made anew."""
+    text = (_ROOT / "docs/migrating.md").read_text()
+    for whose, table in (("verl", other_names.VERL), ("TRL", other_names.TRL)):
+        begin, end = f"<!-- {whose} -->\n", "<!-- end -->"
+        before, _, rest = text.partition(begin)
+        rows = [f"| `{key}` | {_ours(name)} |" for key, name in table.items()]
+        made = "\n".join([f"| {whose} | darts |", "|---|---|", *rows])
+        text = f"{before}{begin}{made}\n{end}{rest.partition(end)[2]}"
+    return text
+
+
+def _ours(name: str) -> str:
+    return f"`{name}`" if re.fullmatch(r"[\w.]+(=[\w.:]+)?|--\w+", name) else name
+
+
 def schema_text() -> str:
     """Returns what `darts config schema` prints without installed plug-ins."""
     return json.dumps(json_schema(), indent=1) + "\n"
@@ -169,6 +188,7 @@ def schema_text() -> str:
 PAGES = {
     "docs/configuration.md": configuration_page,
     "docs/methods.md": methods_page,
+    "docs/migrating.md": migrating_page,
     "docs/states.md": states_page,
     "configs/schema.json": schema_text,
 }
@@ -178,10 +198,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; 1 if out of date")
     check = parser.parse_args().check
-    folder = Path(__file__).resolve().parents[2]
     stale = 0
     for name, make in PAGES.items():
-        path, text = folder / name, make()
+        path, text = _ROOT / name, make()
         if path.exists() and path.read_text() == text:
             continue
         stale += 1

@@ -135,6 +135,7 @@ def _prompt_text(run: RunFolder, story: Story) -> str:
     from pipeline.data import eval_sets
     from pipeline.data.dataset import DataError, load_train
     from pipeline.data.tokenizer import ModelError, Tokenizer
+    from pipeline.data.wanted import wanted_of
 
     if simulated_text(run):
         return ""
@@ -145,7 +146,7 @@ def _prompt_text(run: RunFolder, story: Story) -> str:
         if evaluated:
             data = eval_sets.load_eval_sets(config, tokenizer).data
         else:
-            data = load_train(config.data, tokenizer, config.sampling.max_tokens)
+            data = load_train(config.data, tokenizer, config.sampling.max_tokens, wanted_of(config))
         return data[story.prompt].prompt
     except (ConfigError, DataError, ModelError, OSError, IndexError, ValueError) as error:
         first = next(iter(str(error).splitlines()), type(error).__name__)

@@ -11,14 +11,19 @@ from pathlib import Path
 from launch.preflight import rewards
 from launch.preflight.plugins import plugin_problems
 from launch.preflight.settings import settings_problems
+from launch.preflight.weights import weights_problems
 from launch.preflight.without_effect import without_effect
 from pipeline.config import rules
 from pipeline.config.schema import Config
-from pipeline.data import eval_sets
+from pipeline.data import eval_sets, findings
 from pipeline.data.dataset import DataError, load_train
 from pipeline.data.tokenizer import ModelError, Tokenizer, refuse_code
+from pipeline.data.wanted import wanted_of
 from pipeline.plugins.registry import PluginError
 from pipeline.stage import build
+
+UNSEEN = "what the engines and the learner need of memory, of GPUs and of each other"
+"""What only a start shows."""
 
 
 class PreflightError(Exception):
@@ -29,7 +34,7 @@ def check_everything(config: Config, *, ask: bool = False) -> list[str]:
     """Checks model, data and plug-ins; returns lines that say what was found.
 
     Args:
-        ask: also ask the plug-ins that decide a question each (`--dry-run`).
+        ask: also ask the plug-ins that decide a question each, and call the reward (`--dry-run`).
 
     Raises: PreflightError.
     """
@@ -37,24 +42,36 @@ def check_everything(config: Config, *, ask: bool = False) -> list[str]:
         tokenizer = Tokenizer(Path(config.model))
         if config.learner.reference not in ("", "start"):
             refuse_code(Path(config.learner.reference))
-        train = load_train(config.data, tokenizer, config.sampling.max_tokens)
+        train = load_train(config.data, tokenizer, config.sampling.max_tokens, wanted_of(config))
         held_out = eval_sets.load_eval_sets(config, tokenizer)
         build.coordinator(config, tokenizer, train, held_out)
     except (ModelError, DataError, PluginError) as error:
         raise PreflightError(str(error)) from error
-    if problems := [*settings_problems(config), *(plugin_problems(config) if ask else [])]:
+    asked = plugin_problems(config) if ask else []
+    if problems := [*settings_problems(config), *weights_problems(config), *asked]:
         raise PreflightError("\n".join(problems))
-    if rewards.has_checks(config.reward):
-        if problems := asyncio.run(rewards.reward_problems(config, [train, held_out.data])):
+    data = [train, held_out.data]
+    tried = rewards.Tried("")
+    if ask:
+        try:
+            tried = asyncio.run(rewards.try_reward(config, tokenizer, data))
+        except rewards.RewardProblems as error:
+            raise PreflightError(str(error)) from error
+    elif rewards.has_checks(config.reward):
+        if problems := asyncio.run(rewards.reward_problems(config, data)):
             raise PreflightError("\n".join(problems))
+    told = [*findings.warnings_of(config, tokenizer, train, held_out.data)]
+    told += findings.overlap_of(train, held_out.data)
     skipped = [f"skipped: {line}" for line in (*train.skipped, *held_out.data.skipped)]
     return [
         *without_effect(config),
         *([f"recipe: {config.recipe}"] if config.recipe else []),
         *skipped,
-        *(f"warning: {line}" for line in rules.warnings(config)),
+        *(f"warning: {line}" for line in (*rules.warnings(config), *told, *tried.warnings)),
         f"model: {config.model} ({tokenizer.vocabulary} tokens)",
+        *(f"tokens: {fact}" for fact in findings.facts_of(tokenizer)),
         f"training: {train.summary_line()}",
         f"held out: {held_out.data.summary_line()}",
+        *([f"reward: {tried.line}", f"not looked at: {UNSEEN}"] if ask else []),
         *([f"paced: {pace}: times are emulated"] if (pace := config.paced) else []),
     ]

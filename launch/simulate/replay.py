@@ -30,6 +30,7 @@ from pipeline.config.pace import engine_pace, learner_pace
 from pipeline.config.schema import Config
 from pipeline.data.dataset import load_train
 from pipeline.data.tokenizer import Tokenizer
+from pipeline.data.wanted import wanted_of
 from pipeline.hardware.costs import EngineCost, EngineProfile, LearnerCost, Machines
 from pipeline.simulation.recorded_workload import Recorded, RecordedMember
 from pipeline.system.run_folder import RunFolder
@@ -184,7 +185,8 @@ def _paced_machines(
 
 def _prompt_lengths(config: Config) -> list[int]:
     """Returns the tokens of every training prompt."""
-    data = load_train(config.data, Tokenizer(Path(config.model)), config.sampling.max_tokens)
+    tokenizer, limit = Tokenizer(Path(config.model)), config.sampling.max_tokens
+    data = load_train(config.data, tokenizer, limit, wanted_of(config))
     return [len(item.tokens) // 4 for item in data.items]  # int32
 
 

@@ -1,9 +1,10 @@
 """A JSON file in DeepSpeed's format -> what of it is passed on, or every reason why not.
 
-`learner.deepspeed` names it. Keys that darts decides are refused with the setting
-to use, those that would change what is computed with the reason; the stage of
-`learner.zero`, "auto" and what is switched off are let pass. Unknown keys at the top are refused
-(DeepSpeed would ignore them), those below them are DeepSpeed's to check.
+`learner.deepspeed` names it. Keys that darts decides are refused with the setting to use, unless
+they say what darts does anyway; those that would change what is computed with the reason. The stage
+of `learner.zero`, "auto", what is switched off and what changes nothing here are let pass, and
+`without_effect` names them. Unknown keys at the top are refused (DeepSpeed would ignore them),
+those below them are DeepSpeed's to check.
 """
 
 from __future__ import annotations
@@ -30,12 +31,16 @@ OURS: dict[str, str] = {
     "torch_autocast": "learner.dtype: bfloat16",
     "data_types": "learner.dtype; gradients are summed in float32",
     "activation_checkpointing": "learner.gradient_checkpointing",
-    "zero_allow_untested_optimizer": "nothing: it is set",
-    "steps_per_print": "nothing: metrics.jsonl has a line a step",
     "tensorboard": "metrics.tensorboard",
     "wandb": "metrics.wandb",
 }
 """Key -> what to use in darts."""
+HARMLESS: dict[str, str] = {
+    "zero_allow_untested_optimizer": "it is set anyway",
+    "zero_force_ds_cpu_optimizer": "the optimizer is not on the CPU",
+    "steps_per_print": "metrics.jsonl has a line a step",
+}
+"""Key -> why it changes nothing."""
 REFUSED: dict[str, str] = {
     "prescale_gradients": "sums over tokens are divided once, by those of the step",
     "gradient_predivide_factor": "sums over tokens are divided once, by those of the step",
@@ -53,6 +58,8 @@ REFUSED: dict[str, str] = {
     "compile": "its passes were not tried with packed calls",
 }
 """Key -> why it cannot be had."""
+_ONE = ("gradient_predivide_factor", "sequence_parallel_size")
+"""Of these, those of which 1 is the same as nothing."""
 PASSED = (
     *(
         "zero_optimization",
@@ -96,6 +103,14 @@ def read(section: LearnerConfig) -> dict[str, Any]:
     """What to add to DeepSpeed's settings; {} without a file. Raises DeepSpeedFileError."""
     if not section.deepspeed:
         return {}
+    found = _read(section)
+    if problems := [f"{section.deepspeed}: {problem}" for problem in complaints(found, section)]:
+        raise DeepSpeedFileError(problems)
+    return passed(found)
+
+
+def _read(section: LearnerConfig) -> dict[str, Any]:
+    """The file's content. Raises DeepSpeedFileError if it holds no object."""
     path = Path(section.deepspeed)
     try:
         found = untrusted_files.read_json(path)
@@ -103,18 +118,20 @@ def read(section: LearnerConfig) -> dict[str, Any]:
         raise DeepSpeedFileError([str(error)]) from error
     if not isinstance(found, dict):
         raise DeepSpeedFileError([f"{path}: found a {type(found).__name__}, expected an object"])
-    if problems := [f"{path}: {problem}" for problem in complaints(found, section)]:
-        raise DeepSpeedFileError(problems)
-    return passed(found)
+    return found
 
 
 def complaints(given: dict[str, Any], section: LearnerConfig) -> Iterator[str]:
     """A line each for what cannot be passed on: key, finding, reason, cure."""
     for key, value in given.items():
-        if _silent(value) or (key in REFUSED and value is False):
+        if _silent(value) or key in HARMLESS or key.startswith("_"):
+            continue
+        if key in REFUSED and (value is False or (key in _ONE and value == 1)):
             continue
         if key in OURS:
-            yield f"{key}: darts decides it; use {OURS[key]}"
+            other = _disagreement(key, value, section)
+            if other is not None:
+                yield f"{key}: {other}darts decides it; use {OURS[key]}"
         elif key in REFUSED:
             yield f"{key}: {REFUSED[key]}; take it out"
         elif key == "bf16":
@@ -122,10 +139,80 @@ def complaints(given: dict[str, Any], section: LearnerConfig) -> Iterator[str]:
         elif key == "zero_optimization":
             yield from _zero(value, section)
         elif key not in PASSED:
-            known = [*OURS, *REFUSED, *PASSED]
+            known = [*OURS, *REFUSED, *HARMLESS, *PASSED]
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean {near[0]}?" if near else "take it out"
             yield f"{key}: no key of DeepSpeed that is known here; {hint}"
+
+
+def _disagreement(key: str, value: Any, section: LearnerConfig) -> str | None:
+    """What a key that darts decides says against it, as the beginning of a complaint; None if it
+    says what darts does anyway."""
+    given: dict[str, Any] = value if isinstance(value, dict) else {}
+    match key:
+        case "gradient_clipping":
+            same = not isinstance(value, bool) and value == section.clip_norm
+        case "data_types":
+            same = given.get("grad_accum_dtype") in _FLOAT32 and len(given) == 1
+        case "bfloat16":
+            same = given == {"enabled": True} and section.dtype == "bfloat16"
+        case "optimizer":
+            return _of_optimizer(value, section)
+        case "scheduler":
+            same = _automatic(value)
+        case "activation_checkpointing":
+            same = bool(given) and not any(given.values())
+        case _:
+            return ""
+    return None if same else f"found {value!r:.60}; "
+
+
+_FLOAT32 = ("fp32", "float32")
+
+
+def _automatic(value: Any) -> bool:
+    """Whether only a type is named, and all its parameters are left to the trainer."""
+    parameters = value.get("params") if isinstance(value, dict) else None
+    return isinstance(parameters, dict) and bool(parameters) and _silent(parameters)
+
+
+def _of_optimizer(value: Any, section: LearnerConfig) -> str | None:
+    """What an optimizer says against AdamW with the learner's settings; None if nothing."""
+    if not isinstance(value, dict):
+        return f"found {value!r:.60}; "
+    kind = value.get("type", "AdamW")
+    if kind not in ("AdamW", "auto"):
+        return f"its type is {kind!r:.40}, and darts has AdamW; "
+    ours = {
+        "lr": section.lr,
+        "betas": list(section.betas),
+        "eps": section.eps,
+        "weight_decay": section.weight_decay,
+        **_ALWAYS,
+    }
+    parameters: Any = value.get("params")
+    if not isinstance(parameters, dict) or not parameters:
+        return "it has no params, for which DeepSpeed has values of its own; "
+    for name, given in parameters.items():
+        if not _silent(given) and (name not in ours or given != ours[name]):
+            is_ = f", but learner.{name} is {ours[name]}" if name in ours else ""
+            return f"its {name} is {given!r:.40}{is_}; "
+    return None
+
+
+_ALWAYS = {"torch_adam": True, "adam_w_mode": True, "amsgrad": False, "bias_correction": True}
+
+
+def without_effect(section: LearnerConfig) -> list[str]:
+    """Keys of the file, without complaints, that are let pass and change nothing here."""
+    found = _read(section) if section.deepspeed else {}
+    kept = passed(found)
+    zero = found.get("zero_optimization")
+    inner = sorted({*zero} - {*kept.get("zero_optimization", {})}) if isinstance(zero, dict) else []
+    return [
+        *(key for key in found if key not in kept),
+        *(f"zero_optimization.{key}" for key in inner if "zero_optimization" in kept),
+    ]
 
 
 def passed(given: dict[str, Any]) -> dict[str, Any]:

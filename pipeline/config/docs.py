@@ -15,6 +15,7 @@ from typing import Any, get_args, get_origin
 
 import msgspec
 
+from pipeline.config import other_names
 from pipeline.config.schema import Config
 from pipeline.config.setting_types import Section
 from pipeline.plugins import elsewhere, registry
@@ -112,6 +113,8 @@ def near_key(key: str, siblings: Collection[str], value: object = "") -> str:
     names = registry.plugin_names(kind) if kind else ()
     if found := elsewhere.hint_of_key(key, value, names):
         return found
+    if said := other_names.ours(key):
+        return f"; {said}"
     prefix, _, last = key.rpartition(".")
     every = list(documentation())
     same = [known for known in every if known.rsplit(".", 1)[-1] == last]

@@ -30,6 +30,8 @@ RENAMED: dict[str, str] = {
     "rollout": "environment",
 }
 """Old setting -> new one, keys before their section; `*` is any name, as of a plug-in."""
+_OWN = ("math.limit_s",)
+"""Options of plug-ins that have the name of an old setting."""
 SECTIONS = frozenset(old for old in RENAMED if "." not in old)
 
 
@@ -42,6 +44,8 @@ def refuse(tree: Branch, problem: Callable[[str, str, str], None]) -> None:
     emptied: set[str] = set()  # sections whose keys all had a row of their own
     for old, new in RENAMED.items():
         for key, holder in list(_holders(tree, old.split("."))):
+            if key.endswith(_OWN):
+                continue
             above, _, last = key.rpartition(".")
             entry = holder.entries.pop(last)
             if key in emptied and isinstance(entry, Branch) and not entry.entries:

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from pipeline.config import paths, renamed, rules
+from pipeline.config import other_names, paths, renamed, rules
 from pipeline.config.docs import default_of
 from pipeline.config.schema import Config, Plugin, WorkersConfig
 from pipeline.config.values import Values, shown
@@ -94,8 +94,10 @@ class Resolver:
         values: dict[str, Any] = {}
         for option, entry in (given.entries if given else {}).items():
             if option not in known:
-                hint = did_you_mean(option, known) or (
-                    f"; options: {', '.join(known)}" if known else f"; {name} has none"
+                hint = (
+                    other_names.hint(option)
+                    or did_you_mean(option, known)
+                    or (f"; options: {', '.join(known)}" if known else f"; {name} has none")
                 )
                 self._problem(f"{key}.{option}", f"unknown option{hint}", entry.where)
                 continue

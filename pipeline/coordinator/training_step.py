@@ -85,6 +85,8 @@ class TrainingSteps:
         core.stats = StepStats.begin(core.ledger, core.now)
         self.step_close.open()
         self._rank_tokens = dict.fromkeys(range(core.settings.ranks), 0)
+        if core.settings.keep:  # what is replayed needs no prompt
+            self._ask_batch()
         self._plan()
         self.advance()
 
@@ -381,6 +383,7 @@ class TrainingSteps:
 
     def _skipped(self, why: str) -> None:
         self.state.skipped += 1
+        self._scheduler.wake()  # the step has ended, without an update
         self._core.report(
             "warning",
             text=f"step {self._core.step + 1} skipped ({self.state.skipped} in a row): {why}",

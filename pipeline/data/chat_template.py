@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -25,7 +25,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from pipeline.config.schema import DataConfig
 from pipeline.data.files import DataError, kind_of
-from pipeline.data.tokenizer import read_json
+from pipeline.data.tokenizer import ModelError, read_json
 from pipeline.system.untrusted_files import UnreadableFile, read_text
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -43,8 +43,11 @@ class ChatTemplate:
         self._render: Callable[..., str] | None = None
         self._source = ""  # file of the template, for messages
 
-    def prompt_text(self, prompt: object) -> tuple[str, bool]:
+    def prompt_text(self, prompt: object, own: Mapping[str, Any] | None = None) -> tuple[str, bool]:
         """Return (text for the model, True if a template made it).
+
+        Args:
+            own: arguments of the template for this prompt alone.
 
         Raises ValueError for a bad prompt; DataError if the template is missing or unusable.
         """
@@ -55,6 +58,11 @@ class ChatTemplate:
                     raise ValueError(
                         "is text, so data.system cannot be added; set data.chat: always, or leave "
                         "data.system out"
+                    )
+                if own:
+                    raise ValueError(
+                        f"is text, so the row's {' and '.join(own)} cannot be given to a template; "
+                        "set data.chat: always, or leave the column out"
                     )
                 return prompt, False
             if not prompt:
@@ -69,14 +77,27 @@ class ChatTemplate:
         messages = _checked(cast(list[Any], prompt))
         if data.system and messages[0]["role"] not in ("system", "developer"):
             messages = [{"role": "system", "content": data.system}, *messages]
-        return self._templated(messages), True
+        return self._templated(messages, own or {}), True
 
-    def _templated(self, messages: list[dict[str, Any]]) -> str:
+    def turn_end(self) -> str:
+        """Return what the template writes behind a message of the assistant; "" if it has no
+        template, or refuses such a conversation."""
+        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _END}]
+        arguments = {"add_generation_prompt": False, **self._data.chat_arguments}
+        try:
+            if self._render is None:
+                self._render = self._found()
+            return self._rendered(turns, arguments).partition(_END)[2]
+        except (DataError, ValueError, ModelError):
+            return ""
+
+    def _templated(self, messages: list[dict[str, Any]], own: Mapping[str, Any]) -> str:
         if self._render is None:
             self._render = self._found()
         arguments: dict[str, Any] = {
             "add_generation_prompt": messages[-1]["role"] != "assistant",
             **self._data.chat_arguments,
+            **own,
         }
         continues = arguments.pop("continue_final_message", messages[-1]["role"] == "assistant")
         if continues and not arguments["add_generation_prompt"]:
@@ -144,7 +165,10 @@ class ChatTemplate:
             try:
                 return read_text(path, _MOST_BYTES)
             except UnreadableFile as error:
-                raise DataError(f"{error}; expected a chat template in UTF-8, save it so") from error
+                raise DataError(
+                    f"{path}: cannot be read: {error.why}; expected a chat template in UTF-8, save "
+                    "it so"
+                ) from error
         config = self._model / "tokenizer_config.json"
         found = read_json(config).get("chat_template") if config.is_file() else None
         if isinstance(found, list):  # several by name

@@ -3,8 +3,8 @@
 Every row is checked before anything starts: a bad one is named by file and
 line, and stops the run or is skipped and counted. Invariant: each item of a
 `Dataset` can be sampled from (it is not empty and leaves room for a response), and
-the same files give the same items in the same order. Must not know groups, order
-or rewards.
+the same files give the same items in the same order, with no column that nobody
+reads. Must not know groups, order or rewards.
 """
 
 from __future__ import annotations
@@ -19,141 +19,56 @@ import numpy as np
 from pipeline.config import rules
 from pipeline.config.schema import DataConfig, SourceConfig
 from pipeline.data.chat_template import ChatTemplate
-from pipeline.data.files import DataError, Row, field_of, kind_of, rows_of
+from pipeline.data.fields import ANSWERS, Fields, variant_of
+from pipeline.data.files import DataError, Row, rows_of, split_note
+from pipeline.data.items import Dataset, Item, LoadedSource
+from pipeline.data.plain_values import plain
+from pipeline.data.prompt_columns import columns_used, template_arguments
 from pipeline.data.tokenizer import Tokenizer
-from pipeline.plugins.variants import column_and_share, tokens_of
-from pipeline.plugins.views import SourceView
+from pipeline.data.wanted import EVERYTHING, Wanted
 
-__all__ = ["DataError", "Dataset", "Item", "load_held_out", "load_train"]
+__all__ = [
+    "ANSWERS",
+    "DataError",
+    "Dataset",
+    "Item",
+    "LoadedSource",
+    "load_held_out",
+    "load_train",
+]
 
 TASK_PROMPTS = 20_000
 """Training prompts of a task: more than a run of an hour uses."""
 TASK_HELD_OUT = 256
 """Prompts of a task that is named as a held-out set: the default of `data.held_out`."""
 
-ANSWERS = ("answer", "reward_model.ground_truth", "solution")
-"""Fields tried if no answer is named: of darts and TRL, verl, TRL."""
-
 _SHOWN = 20  # bad lines listed in an error
 _BATCH = 1024  # texts encoded at once
 
 
-class Item(msgspec.Struct, frozen=True, kw_only=True):
-    """One prompt."""
-
-    prompt: str  # as the model reads it, after the chat template
-    tokens: bytes  # int32
-    answer: str  # what the reward compares with; "" if the data has none
-    columns: dict[str, Any]  # the whole row, for rewards that use more of it
-    tag: str = ""  # kind of prompt, for budgets ("terms=3")
-    where: str = ""  # file and line
-    messages: Sequence[dict[str, Any]] = ()  # the prompt, where the row has messages
-    variants: dict[str, bytes] = {}  # field -> int32, what a variant puts behind the prompt
-
-    def tokens_behind(self, variant: str) -> bytes:
-        """int32, what this variant puts behind the prompt. Raises ValueError if there is none."""
-        if not variant:
-            return b""
-        column, share = column_and_share(variant, self.variants)
-        found = self.variants[column]
-        return found[: 4 * tokens_of(share, len(found) // 4)]
-
-    @property
-    def most_tokens(self) -> int:
-        """Tokens of the prompt with the longest of its variants."""
-        return (len(self.tokens) + max(map(len, self.variants.values()), default=0)) // 4
-
-
-class LoadedSource(msgspec.Struct, frozen=True, kw_only=True):
-    """Result of loading one source."""
-
-    name: str
-    first: int  # index of its first prompt
-    count: int
-    weight: float
-    answer: str  # the field that is used; "" if there is none
-    sought: bool = False  # no field was named
-    dropped: int = 0  # prompts left out as too long
-    cut: int = 0  # prompts shortened
-
-
-class Dataset:
-    """Prompts by index, and lines that were left out."""
-
-    def __init__(
-        self,
-        name: str,
-        items: Sequence[Item],
-        skipped: Sequence[str] = (),
-        sources: Sequence[LoadedSource] = (),
-    ) -> None:
-        self.name = name
-        self.items = tuple(items)
-        self.skipped = tuple(skipped)
-        """One line for each bad line that was skipped."""
-        self.sources = tuple(sources)
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> Item:
-        return self.items[index]
-
-    def prompt_tokens(self, index: int, variant: str = "") -> bytes:
-        """int32, a prompt as engines and learner get it, with what its variant adds."""
-        item = self.items[index]
-        return item.tokens + item.tokens_behind(variant)
-
-    def variant_lengths(self) -> dict[str, list[int]]:
-        """Field of `data.variants` -> its tokens, for each prompt."""
-        columns = self.items[0].variants if self.items else {}
-        return {name: [len(i.variants[name]) // 4 for i in self.items] for name in columns}
-
-    @property
-    def shares(self) -> tuple[SourceView, ...]:
-        """Ranges and weights of several sources, for the order of prompts; () for a single one."""
-        if len(self.sources) < 2:
-            return ()
-        return tuple(SourceView(s.first, s.count, s.weight) for s in self.sources)
-
-    def summary_line(self) -> str:
-        """Describe the data set in one line, for the log.
-
-        >>> Dataset("train.jsonl", []).summary_line()
-        'train.jsonl: 0 prompts'
-        """
-        notes = [f"{self.name}: {len(self)} prompts"]
-        if self.skipped:
-            notes.append(f"{len(self.skipped)} bad lines skipped")
-        for what, count in (
-            ("too long and left out", sum(source.dropped for source in self.sources)),
-            ("cut", sum(source.cut for source in self.sources)),
-        ):
-            notes += [f"{count} {what}"] if count else []
-        sought = (source.answer or "none" for source in self.sources if source.sought)
-        if answers := " and ".join(dict.fromkeys(sought)):
-            notes.append(f"answer: {answers}")
-        return ", ".join(notes)
-
-
-def load_train(data: DataConfig, tokenizer: Tokenizer, max_tokens: int) -> Dataset:
+def load_train(
+    data: DataConfig, tokenizer: Tokenizer, max_tokens: int, wanted: Wanted = EVERYTHING
+) -> Dataset:
     """Load the prompts to train on. Raises DataError.
 
     Args:
         data: the section of the configuration.
         tokenizer: that of the model to train.
         max_tokens: most tokens of a response; prompt and response must fit the model.
+        wanted: what the run reads beside the prompts.
     """
     sources = (SourceConfig(path=data.train),) if isinstance(data.train, str) else data.train
-    return _Loading(data, tokenizer, max_tokens).dataset(sources, "train", TASK_PROMPTS)
+    return _Loading(data, tokenizer, max_tokens, wanted).dataset(sources, "train", TASK_PROMPTS)
 
 
-def load_held_out(data: DataConfig, tokenizer: Tokenizer, max_tokens: int) -> Dataset:
+def load_held_out(
+    data: DataConfig, tokenizer: Tokenizer, max_tokens: int, wanted: Wanted = EVERYTHING
+) -> Dataset:
     """Load the prompts to evaluate on, the same for every seed. Raises DataError.
 
     A number in `data.held_out` counts for tasks only.
     """
-    loading = _Loading(data, tokenizer, max_tokens)
+    loading = _Loading(data, tokenizer, max_tokens, wanted)
     if isinstance(data.held_out, str):
         return loading.dataset((SourceConfig(path=data.held_out),), "held_out", TASK_HELD_OUT)
     if data.held_out == 0 or data.train not in rules.tasks():
@@ -169,19 +84,24 @@ class _Prepared(msgspec.Struct):
     given: Any  # the prompt as in the row
     prompt: str
     templated: bool
-    answer: str
     variants: dict[str, str]
+    tokens: bytes = b""
+    behind: dict[str, bytes] = {}
 
 
 class _Loading:
     """Reads the sources of one data set, and collects problems with rows."""
 
-    def __init__(self, data: DataConfig, tokenizer: Tokenizer, max_tokens: int) -> None:
+    def __init__(
+        self, data: DataConfig, tokenizer: Tokenizer, max_tokens: int, wanted: Wanted
+    ) -> None:
         self._data, self._tokenizer, self._max_tokens = data, tokenizer, max_tokens
+        self._wanted = wanted
         self._chat = ChatTemplate(tokenizer.directory, data)
         self._problems: list[str] = []
         self._columns: tuple[str, ...] = ()  # of variants
         self._dropped = self._cut = 0  # of the source being read
+        self._used: set[str] = set()  # columns that are arguments of the template
 
     def dataset(self, sources: Sequence[SourceConfig], split: str, count: int) -> Dataset:
         """Load all sources, one after another. `count`: prompts of a task."""
@@ -193,8 +113,15 @@ class _Loading:
             first, before = len(items), len(self._problems)
             self._dropped = self._cut = 0
             name, rows = self._rows(source.path, split, count)
-            fields = _Fields(source, self._data)
-            items += self._items(rows, fields, source.tag)
+            task = source.path in rules.tasks()
+            notes = [] if task else [split_note(source.path, split)]
+            self._used = set()
+            fields = Fields(source, self._data)
+            prepared = [*self._fit(rows, fields)]
+            self._settle(name, fields, [one.row for one in prepared])
+            items += self._items(prepared, fields, source.tag)
+            if self._used:
+                notes.append(f"in the prompt too: {' and '.join(sorted(self._used))}")
             if len(items) == first and not empty:
                 why = [*self._problems[before : before + 1], *self._dropped_note()]
                 empty = f"{name}: no usable prompt{'; first: ' if why else ''}{'; '.join(why)}"
@@ -208,6 +135,8 @@ class _Loading:
                     sought=fields.sought,
                     dropped=self._dropped,
                     cut=self._cut,
+                    note=", ".join(filter(None, notes)),
+                    task=task,
                 )
             )
         if self._problems and self._data.bad_lines == "stop":
@@ -230,8 +159,25 @@ class _Loading:
             return name, ((f"{name} {index}", dict(item)) for index, item in enumerate(given))
         return path, rows_of(path, split, self._problems.append)
 
-    def _items(self, rows: Iterator[Row], fields: _Fields, tag: str) -> Iterator[Item]:
-        """Turn usable rows into items; many are tokenized at once."""
+    def _settle(self, name: str, fields: Fields, rows: Sequence[dict[str, Any]]) -> None:
+        """Choose the answer's field, and look for columns that the reward needs."""
+        try:
+            fields.settle(rows)
+        except ValueError as error:
+            raise DataError(f"{name}: {error}") from error
+        lacks = [
+            column
+            for column in sorted(self._wanted.needed)
+            if rows and not any(column in row for row in rows)
+        ]
+        if lacks:
+            raise DataError(
+                f"{name}: the reward needs {', '.join(lacks)}: no column of this data, which has "
+                f"{', '.join(dict.fromkeys(key for row in rows for key in row))[:200]}"
+            )
+
+    def _fit(self, rows: Iterator[Row], fields: Fields) -> Iterator[_Prepared]:
+        """Prepare the rows whose prompt is usable; many are tokenized at once."""
         batch: list[_Prepared] = []
         for where, row in rows:
             try:
@@ -240,23 +186,25 @@ class _Loading:
                 self._problems.append(f"{where}: {error}")
                 continue
             if len(batch) == _BATCH:
-                yield from self._encoded(batch, tag)
+                yield from self._encoded(batch)
                 batch.clear()
-        yield from self._encoded(batch, tag)
+        yield from self._encoded(batch)
 
-    def _prepared(self, where: str, row: dict[str, Any], fields: _Fields) -> _Prepared:
+    def _prepared(self, where: str, row: dict[str, Any], fields: Fields) -> _Prepared:
         """Prepare a row. Raises ValueError for a bad one."""
-        prompt, answer = fields.read_row(row)
+        prompt = fields.prompt_of(row)
+        arguments = template_arguments(row)
+        self._used.update(columns_used(row))
         try:
-            text, templated = self._chat.prompt_text(prompt)
+            text, templated = self._chat.prompt_text(prompt, arguments)
         except ValueError as error:
             raise ValueError(f"{fields.prompt} {error}") from error
         if not text:
             raise ValueError(f"{fields.prompt} is empty, expected text")
-        variants = {name: _column(row, name) for name in self._columns}
-        return _Prepared(where, row, prompt, text, templated, answer, variants)
+        variants = {name: variant_of(row, name) for name in self._columns}
+        return _Prepared(where, row, prompt, text, templated, variants)
 
-    def _encoded(self, batch: Sequence[_Prepared], tag: str) -> Iterator[Item]:
+    def _encoded(self, batch: Sequence[_Prepared]) -> Iterator[_Prepared]:
         encoded = self._ids([prepared.prompt for prepared in batch])
         behind = {name: self._ids([p.variants[name] for p in batch]) for name in self._columns}
         for number, prepared in enumerate(batch):
@@ -267,22 +215,48 @@ class _Loading:
             if isinstance(ids, str):
                 self._problems.append(f"{prepared.where}: prompt {ids}")
             elif ids:
-                terms = prepared.row.get("terms")
-                own = f"terms={terms}" if isinstance(terms, int) else ""
-                yield Item(
-                    prompt=prepared.prompt,
-                    tokens=np.asarray(ids, dtype="<i4").tobytes(),
-                    answer=prepared.answer,
-                    columns=prepared.row,
-                    tag=tag or own,
-                    where=prepared.where,
-                    messages=prepared.given if isinstance(prepared.given, list) else (),
-                    variants={
-                        name: np.asarray(found, dtype="<i4").tobytes()
-                        for name, found in variants.items()
-                        if isinstance(found, list)
-                    },
-                )
+                prepared.tokens = _int32(ids)
+                prepared.behind = {
+                    name: _int32(found)
+                    for name, found in variants.items()
+                    if isinstance(found, list)
+                }
+                yield prepared
+
+    def _items(self, found: Sequence[_Prepared], fields: Fields, tag: str) -> Iterator[Item]:
+        """Items of the rows whose answer and columns are usable too."""
+        for prepared in found:
+            row = prepared.row
+            try:
+                answer = fields.answer_of(row, self._wanted.answers)
+                columns = self._kept(row)
+                messages = plain(prepared.given) if isinstance(prepared.given, list) else ()
+            except ValueError as error:
+                self._problems.append(f"{prepared.where}: {error}")
+                continue
+            terms = row.get("terms")
+            own = f"terms={terms}" if isinstance(terms, int) else ""
+            yield Item(
+                prompt=prepared.prompt,
+                tokens=prepared.tokens,
+                answer=answer,
+                columns=columns,
+                tag=tag or own,
+                where=prepared.where,
+                messages=messages,
+                variants=prepared.behind,
+            )
+
+    def _kept(self, row: dict[str, Any]) -> dict[str, Any]:
+        """What the run reads of a row. Raises ValueError with the column that JSON cannot hold."""
+        read, columns = self._wanted.columns, dict[str, Any]()
+        for name, value in row.items():
+            if read is None or name in read:
+                try:
+                    columns[name] = plain(value)
+                except ValueError as error:
+                    raise ValueError(f"column {name!r} {error}") from error
+        return columns
 
     def _ids(self, texts: Sequence[str]) -> list[list[int] | str]:
         """Return the ids of each text, or why it has none."""
@@ -305,6 +279,9 @@ class _Loading:
                 "begins with the beginning-of-sequence token twice: the chat template adds it; "
                 "remove it from the text"
             )
+        first = self._tokenizer.first  # where the tokenizer would put it, the template did
+        if first is not None and not prepared.templated and ids[0] != first:
+            ids = [first, *ids]
         for name, found in variants.items():
             if isinstance(found, str):
                 return f"may be followed by {name}, which {found}"
@@ -327,8 +304,10 @@ class _Loading:
                     "data.long_prompts: drop"
                 )
             self._cut += 1
-            prepared.prompt = self._tokenizer.decode(ids[-limit:])
-            return ids[-limit:]
+            begin = ids[:1] if ids[0] == first else []
+            kept = ids[len(ids) - limit + len(begin) :]
+            prepared.prompt = self._tokenizer.decode(kept)
+            return [*begin, *kept]
         cure = "leave long prompts out with data.long_prompts: drop"
         if most == wanted:
             return f"{whole.rstrip(',')}, but data.max_prompt_tokens is {wanted}; {cure}"
@@ -338,41 +317,8 @@ class _Loading:
         )
 
 
-class _Fields:
-    """Finds prompt and answer in the rows of a source."""
-
-    def __init__(self, source: SourceConfig, data: DataConfig) -> None:
-        task = source.path in rules.tasks()  # with fixed field names
-        self.prompt = "prompt" if task else source.prompt or data.prompt
-        named = "answer" if task else source.answer or data.answer
-        self.sought = not named
-        self.answer: str | None = named or None
-        """None until a row has been seen; "" if it had none of `ANSWERS`."""
-
-    def read_row(self, row: dict[str, Any]) -> tuple[Any, str]:
-        """Return prompt and answer of a row. Raises ValueError for a bad one."""
-        there, prompt = field_of(row, self.prompt)
-        if not there:
-            raise ValueError(_missing(row, "data.prompt", self.prompt))
-        if self.answer is None:
-            given = (name for name in ANSWERS if field_of(row, name)[1] is not None)
-            self.answer = next(given, "")
-        if not self.answer:
-            return prompt, ""
-        there, answer = field_of(row, self.answer)
-        if not there:
-            raise ValueError(_missing(row, "data.answer", self.answer))
-        if isinstance(answer, list | dict) and self.answer == "reward_model.ground_truth":
-            # in verl it may be any value that the reward function understands
-            return prompt, msgspec.json.encode(answer).decode()
-        if not isinstance(answer, str | int | float) or isinstance(answer, bool):
-            raise ValueError(f"{self.answer} is {kind_of(answer)}, expected text or a number")
-        return prompt, str(answer)
-
-
-def _missing(row: dict[str, Any], key: str, field: str) -> str:
-    fields = ", ".join(row) or "none"
-    return f"no field {field!r} ({key}); fields: {fields[:200]}; name one of these"
+def _int32(ids: Sequence[int]) -> bytes:
+    return np.asarray(ids, dtype="<i4").tobytes()
 
 
 def _ids_or_complaint(prompt: str, tokenizer: Tokenizer) -> list[int] | str:
@@ -380,13 +326,3 @@ def _ids_or_complaint(prompt: str, tokenizer: Tokenizer) -> list[int] | str:
         return tokenizer.encode(prompt)
     except ValueError as error:
         return str(error)
-
-
-def _column(row: dict[str, Any], field: str) -> str:
-    """Return the text of a field that a variant may name. Raises ValueError for a bad row."""
-    there, found = field_of(row, field)
-    if not there:
-        raise ValueError(_missing(row, "data.variants", field))
-    if not isinstance(found, str | int | float) or isinstance(found, bool):
-        raise ValueError(f"{field} is {kind_of(found)}, expected text (data.variants)")
-    return str(found)

@@ -13,6 +13,7 @@ from pipeline.config import rules
 from pipeline.config.schema import Config, EvalConfig, EvalFileConfig
 from pipeline.data.dataset import TASK_HELD_OUT, Dataset, LoadedSource, load_held_out
 from pipeline.data.tokenizer import Tokenizer
+from pipeline.data.wanted import wanted_of
 from pipeline.plugins.views import EvalSet
 
 
@@ -26,14 +27,15 @@ class HeldOut(msgspec.Struct, frozen=True):
 
 def load_eval_sets(config: Config, tokenizer: Tokenizer) -> HeldOut:
     """Load all prompts that the run evaluates on. Raises DataError."""
-    parts = [("", load_held_out(config.data, tokenizer, config.sampling.max_tokens))]
+    limit, wanted = config.sampling.max_tokens, wanted_of(config)
+    parts = [("", load_held_out(config.data, tokenizer, limit, wanted))]
     for name, given in config.eval.sets.items():
         file: EvalFileConfig = _file(given)
         data = msgspec.structs.replace(config.data, held_out=file.path)
         if file.path in rules.tasks():
             count = file.prompts or TASK_HELD_OUT
             data = msgspec.structs.replace(config.data, train=file.path, held_out=count)
-        found = load_held_out(data, tokenizer, config.sampling.max_tokens)
+        found = load_held_out(data, tokenizer, limit, wanted)
         items = found.items[: file.prompts or None]
         parts.append((name, Dataset(found.name, items, found.skipped, found.sources)))
     return join_sets(parts, config.eval)

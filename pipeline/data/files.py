@@ -1,7 +1,8 @@
 """Reads rows from files, folders and patterns, each with its place.
 
 JSONL and parquet are recognized by content; a folder was written by `datasets`'
-`save_to_disk`, or holds such files. Rows are read in the order of the files' names and
+`save_to_disk`, or holds such files, of which those of the wanted split are read where their
+names say one (`pipeline.data.splits`). Rows are read in the order of the files' names and
 never all at once. A place is `train.jsonl:17`, lines from 1, or `train.parquet[17]`,
 rows from 0. Must not know which fields are prompts.
 """
@@ -16,15 +17,15 @@ from typing import Any, cast
 import msgspec
 
 from pipeline.config.paths import is_pattern
+from pipeline.data import splits
 from pipeline.data.parquet_rows import Budget, TooLarge, parquet_rows
 from pipeline.system.untrusted_files import UnreadableFile, read_json
 
 Row = tuple[str, dict[str, Any]]  # place, fields
 
 _LINE_BYTES = 64 << 20  # a longer line is not a prompt
-
 _ENDINGS = (".jsonl", ".json", ".parquet")
-_SPLITS = {"train": "train", "held_out": "test"}  # the split that is used if there are several
+_NO_DATA = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")
 _PARQUET = b"PAR1"
 _ARROW = "an Arrow file; name the folder that datasets' save_to_disk wrote, not a file in it"
 _FOREIGN = {
@@ -52,13 +53,10 @@ def files_of(source: str, split: str = "train") -> list[Path]:
     """
     path = Path(source)
     if is_pattern(source) and not path.exists():
-        found = sorted(Path(name) for name in glob.glob(source, recursive=True))
-        found = [path for path in found if path.is_file()]
+        found = _fitting(source)
     elif path.is_dir():
         saved = _saved(path, split)
-        inside = (saved or path).iterdir()
-        endings = (".arrow",) if saved else _ENDINGS
-        found = sorted(item for item in inside if item.suffix in endings and item.is_file())
+        found = _inside(saved, (".arrow",)) if saved else _of_split(path, split)[0]
     elif path.is_file():
         found = [path]
     else:
@@ -66,8 +64,25 @@ def files_of(source: str, split: str = "train") -> list[Path]:
     if not found:
         raise DataError(
             f"{source}: found no file, expected {', '.join(_ENDINGS)} in it; name another"
+            f"{_folders(path)}"
         )
     return found
+
+
+def split_note(source: str, use: str) -> str:
+    """Say what a folder's or a pattern's files are of other splits; "" if there are none."""
+    path = Path(source)
+    if path.is_dir() and _saved(path, use) is None:
+        chosen, others = _of_split(path, use)
+        if not others:
+            return ""
+        named = splits.split_of(chosen[0].relative_to(path).as_posix())
+        few = ", ".join(file.name for file in others[:3])
+        return f"split {named}, without {len(others)} other file(s) ({few})"
+    if use == "train" and is_pattern(source) and not path.exists():
+        held = [file for file in _fitting(source) if splits.split_of(file.name) not in ("", use)]
+        return f"{len(held)} file(s) of other splits, such as {held[0].name}" if held else ""
+    return ""
 
 
 def rows_of(source: str, split: str, problem: Callable[[str], None]) -> Iterator[Row]:
@@ -149,6 +164,42 @@ def _parquet(path: Path) -> Iterator[Row]:
         ) from error
 
 
+# --- folders -------------------------------------------------------------------------------------
+
+
+def _inside(folder: Path, endings: tuple[str, ...] = _ENDINGS) -> list[Path]:
+    """Data files of a folder, by name."""
+    found = (item for item in folder.iterdir() if item.suffix in endings and item.is_file())
+    return sorted(f for f in found if f.name not in _NO_DATA and not f.name.startswith("."))
+
+
+def _of_split(folder: Path, use: str) -> tuple[list[Path], list[Path]]:
+    """Files of a folder that are read for a use, and those of other splits. Where it holds none
+    itself, those in its folder `data`, or in folders with the names of splits, as on hubs."""
+    found = _inside(folder)
+    if not found:
+        below = sorted(item for item in folder.iterdir() if item.is_dir())
+        named = [item for item in below if splits.split_of(item.name)]
+        within = [item for item in below if item.name == "data"] or named
+        found = [file for item in within for file in _inside(item)]
+    try:
+        return splits.of_split(folder, found, use)
+    except ValueError as error:
+        raise DataError(f"{folder}: {error}") from None
+
+
+def _folders(path: Path) -> str:
+    if not path.is_dir():
+        return ""
+    with_files = [item.name for item in sorted(path.iterdir()) if item.is_dir() and _inside(item)]
+    return f": {', '.join(with_files[:9])} in it have some" if with_files else ""
+
+
+def _fitting(pattern: str) -> list[Path]:
+    found = sorted(Path(name) for name in glob.glob(pattern, recursive=True))
+    return [path for path in found if path.is_file()]
+
+
 # --- folders of save_to_disk ---------------------------------------------------------------------
 
 
@@ -160,15 +211,18 @@ def _saved(path: Path, split: str) -> Path | None:
     if not listed.is_file():
         return None
     try:
-        splits = read_json(listed, dict[str, list[str]])["splits"]
+        there = read_json(listed, dict[str, list[str]])["splits"]
     except (UnreadableFile, KeyError) as error:
         why = f"not written by save_to_disk: {error}; save it again"
         raise DataError(f"{listed}: {why}") from error
-    chosen = splits[0] if len(splits) == 1 else _SPLITS[split]
-    if chosen not in splits:
+    wanted = splits.WANTED[split]
+    if len(there) == 1 and (split != "train" or splits.split_of(there[0]) in ("", "train")):
+        wanted = tuple(there)
+    chosen = next((name for name in wanted if name in there), "")
+    if not chosen:
         raise DataError(
-            f"{path}: has the splits {', '.join(splits)}, but no {chosen!r}; name one, for example "
-            f"{path / splits[0] if splits else path / 'train'}"
+            f"{path}: has the splits {', '.join(there)}, but no {wanted[0]!r}; name one, for "
+            f"example {path / there[0] if there else path / 'train'}"
         )
     return path / chosen
 
@@ -183,6 +237,9 @@ def _saved_rows(folder: Path) -> Iterator[Row]:
         ) from None
     try:
         saved: Any = datasets.load_from_disk(str(folder))
+        for name, feature in saved.features.items():
+            if hasattr(feature, "decode"):  # images and sounds stay as they are in the file
+                saved = saved.cast_column(name, type(feature)(decode=False))
         budget = Budget(folder.glob("*.arrow"))
         for index, row in enumerate(saved.with_format(None)):
             budget.spend(row)

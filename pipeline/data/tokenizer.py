@@ -1,8 +1,8 @@
 """Encodes and decodes text by the tokenizer.json in a model's directory.
 
-Invariant: no token is added to a prompt and no special token is left in a
-response, so the tokens trained on are the tokens sampled. Also reads facts from the
-model's files: vocabulary, stop tokens, longest sequence. Loads no model, and does not
+Invariant: no special token is left in a response, and none is added to a prompt but the one that
+begins a text where the model's tokenizer itself puts it, so the tokens trained on are the tokens
+sampled. Facts of the model come from `pipeline.config.model_files`. Loads no model, and does not
 import transformers.
 """
 
@@ -10,12 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from tokenizers import Tokenizer as FastTokenizer
 
+from pipeline.config.model_files import (
+    ModelError,
+    ModelFacts,
+    read_facts,
+    read_json,
+    refuse_pointer,
+)
 from pipeline.system import untrusted_files
 from pipeline.system.untrusted_files import UnreadableFile
+
+__all__ = ["ModelError", "Tokenizer", "check_tokenizer", "read_json", "refuse_code"]
 
 _NAMING_CODE = (
     "config.json",
@@ -24,13 +33,7 @@ _NAMING_CODE = (
     "processor_config.json",
     "preprocessor_config.json",
 )
-
-
-_MOST_IDS = 1 << 31  # token ids are int32 everywhere
-
-
-class ModelError(Exception):
-    """A model's directory does not hold what training needs."""
+_TRIED = 256  # first tokens of which one can be written as text
 
 
 class Tokenizer:
@@ -39,22 +42,16 @@ class Tokenizer:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         refuse_code(directory)
-        config = read_json(directory / "config.json")
-        # multimodal models have the language model's values one level down
-        inner = config.get("text_config")
-        text: dict[str, Any] = {**config, **inner} if isinstance(inner, dict) else config
-        self.vocabulary = _count(text.get("vocab_size"))
+        self.facts: ModelFacts = read_facts(directory)
+        self.vocabulary = self.facts.vocabulary
         """Rows of the embedding: all ids are smaller."""
-        self.max_model_tokens = _count(text.get("max_position_embeddings"))
+        self.max_model_tokens = self.facts.max_model_tokens
         """Most tokens of prompt and response together; 0: unknown."""
-        generation = directory / "generation_config.json"
-        extra = read_json(generation) if generation.is_file() else {}
-        self.eos = frozenset(_ids(text.get("eos_token_id")) + _ids(extra.get("eos_token_id")))
+        self.eos = frozenset(self.facts.ends)
         """Sampling one of these ends a response."""
-        self.bos = frozenset(_ids(text.get("bos_token_id")))
-        """Tokens that begin a text, if the model has any; the prompt or its template has it."""
-        pads = _ids(text.get("pad_token_id"))
-        self.pad = pads[0] if pads else min(self.eos, default=0)
+        self.bos = self.facts.bos
+        """Tokens that begin a text, if the model has any."""
+        self.pad = min(self.eos, default=0) if self.facts.pad is None else self.facts.pad
         path = directory / "tokenizer.json"
         if not path.is_file():
             raise ModelError(
@@ -65,6 +62,38 @@ class Tokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._check()
+        self.first: int | None = self._first()
+        """Token that the tokenizer itself puts before a text; None: none."""
+
+    def _first(self) -> int | None:
+        """Find it by the flag `add_bos_token`, or by what the tokenizer does with a text."""
+        if self.facts.adds_bos is False:
+            return None
+        for token in range(min(_TRIED, self.vocabulary)):
+            try:
+                encoded = self._tokenizer.encode(self._tokenizer.decode([token]))
+            except BaseException as error:  # it cannot be written alone
+                _raise_ours(error)
+                continue
+            if 0 in encoded.special_tokens_mask:
+                if encoded.special_tokens_mask[0]:
+                    return encoded.ids[0]
+                break
+        return min(self.bos) if self.facts.adds_bos and self.bos else None
+
+    def text_of(self, token: int) -> str:
+        """The token as the tokenizer's file writes it."""
+        return self._tokenizer.id_to_token(token) or f"token {token}"
+
+    def special_in(self, text: str) -> int | None:
+        """The first special token that is written in a text; None: none."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        try:
+            ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        except BaseException as error:  # a character that it lacks
+            _raise_ours(error)
+            return None
+        return next((token for token in ids if token in added and added[token].special), None)
 
     def _check(self) -> None:
         where = self.directory
@@ -79,14 +108,14 @@ class Tokenizer:
         if not self.eos:
             raise ModelError(
                 f"{where}: no end-of-sequence token: neither config.json nor "
-                "generation_config.json has eos_token_id, so no response could end; name it in "
-                "generation_config.json"
+                "generation_config.json has eos_token_id, and tokenizer_config.json no eos_token "
+                "of the tokenizer, so no response could end; name it in generation_config.json"
             )
         for eos in sorted(self.eos):
             if eos >= self.vocabulary or self._tokenizer.id_to_token(eos) is None:
                 raise ModelError(
                     f"{where}: eos_token_id {eos} is not a token of the tokenizer "
-                    f"(model: {self.vocabulary} ids); correct it in generation_config.json"
+                    f"(model: {self.vocabulary} ids); correct it in {self.facts.ends[eos][0]}"
                 )
 
     def encode(self, text: str) -> list[int]:
@@ -127,6 +156,7 @@ def _fast_tokenizer(path: Path) -> FastTokenizer:
         raise ModelError(str(error)) from error
     except BaseException as error:  # the library raises bare Exception, or its panic
         _raise_ours(error)
+        refuse_pointer(path)
         cure = "expected a file of the package tokenizers; save it again"
         raise ModelError(f"{path}: not a tokenizer: {error}; {cure}") from error
 
@@ -170,26 +200,3 @@ def _texts(entry: Any) -> list[str]:
         values = entry.values() if isinstance(entry, dict) else entry
         return [text for value in values for text in _texts(value)]
     return [str(entry)] if entry else []
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read one of the model's files. Raises ModelError if it is not a JSON object."""
-    try:
-        found = untrusted_files.read_json(path)
-    except UnreadableFile as error:
-        raise ModelError(f"{error}; expected a JSON object, save it again") from error
-    if not isinstance(found, dict):
-        raise ModelError(
-            f"{path}: found a {type(found).__name__}, expected an object; save it again"
-        )
-    return cast(dict[str, Any], found)
-
-
-def _count(value: object) -> int:
-    """A number of things that a file gives; 0 for anything else, so that nothing overflows."""
-    return value if type(value) is int and 0 < value < _MOST_IDS else 0
-
-
-def _ids(value: object) -> list[int]:
-    values: list[Any] = value if isinstance(value, list) else [value]
-    return [item for item in values if type(item) is int and 0 <= item < _MOST_IDS]

@@ -25,9 +25,10 @@ import uvloop
 from pipeline.checkpoint import store
 from pipeline.config.load import ConfigError, load
 from pipeline.coordinator import snapshot
-from pipeline.data import eval_sets
+from pipeline.data import eval_sets, findings
 from pipeline.data.dataset import DataError, load_train
 from pipeline.data.tokenizer import ModelError, Tokenizer, refuse_code
+from pipeline.data.wanted import wanted_of
 from pipeline.observability import trackers
 from pipeline.observability.recorder import Records
 from pipeline.plugins.registry import PluginError
@@ -101,12 +102,15 @@ def assemble(args: argparse.Namespace, run: RunFolder) -> Parts:
     tokenizer = Tokenizer(Path(config.model))
     if config.learner.reference not in ("", "start"):
         refuse_code(Path(config.learner.reference))
-    train = load_train(config.data, tokenizer, config.sampling.max_tokens)
+    train = load_train(config.data, tokenizer, config.sampling.max_tokens, wanted_of(config))
     held_out = eval_sets.load_eval_sets(config, tokenizer)
     for data in (train, held_out.data):
         log.info("%s", data.summary_line())
         for line in data.skipped:
             log.warning("skipped: %s", line)
+    limit = micro_batch_limit.note(run, config.learner.tokens_per_micro_batch)
+    told = [*findings.warnings_of(config, tokenizer, train, held_out.data)]
+    told += findings.overlap_of(train, held_out.data)
     coordinator = build.coordinator(config, tokenizer, train, held_out)
     listen_keys = read_private(args.listen_keys, ListenKeys) if args.listen_keys else None
     return Parts(
@@ -119,7 +123,7 @@ def assemble(args: argparse.Namespace, run: RunFolder) -> Parts:
         incarnation=run.next_incarnation(),
         weights=args.weights,
         resumed_step=-1,
-        note=micro_batch_limit.note(run, config.learner.tokens_per_micro_batch),
+        notes=(*filter(None, [limit]), *told),
     )
 
 

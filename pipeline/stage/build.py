@@ -46,7 +46,7 @@ class Parts:
     weights: Path
     resumed_step: int  # of the checkpoint that the run continues from, -1 for none
     trackers: list[Tracker] = field(default_factory=list[Tracker])
-    note: str = ""  # a warning that this leg of the run begins with
+    notes: tuple[str, ...] = ()  # warnings that this leg of the run begins with
 
     @property
     def silence_s(self) -> dict[str, float]:
@@ -238,8 +238,9 @@ def check_answers(config: Config, *data: Dataset) -> None:
         return
     for source in (source for dataset in data for source in dataset.sources):
         if not source.answer:
+            found = f"no row has any of the fields {', '.join(ANSWERS)}"
             raise DataError(
-                f"{source.name}: the first row has none of the fields {', '.join(ANSWERS)}, and "
-                f"the reward {config.reward.name} compares with an answer; name its field with "
+                f"{source.name}: {found if source.sought else 'data.answer is none'}, and the "
+                f"reward {config.reward.name} compares with an answer; name its field with "
                 "data.answer"
             )

@@ -127,8 +127,8 @@ class StageProcess:
 
     async def run(self) -> str:
         """Serve until the end. Raises nothing that a run may meet."""
-        if self.parts.note:
-            self._report("warning", {"text": self.parts.note})
+        for note in self.parts.notes:
+            self._report("warning", {"text": note})
         for text in rules.warnings(self._config):
             self._report("warning", {"step": self.coordinator.core.step, "text": text})
         self._recorded.begin()

@@ -1,8 +1,8 @@
 """`python -m pipeline.workers DESCRIPTOR`: the process that runs a reward or environment.
 
 A message over a socket says what to build and what it may use (`protocol`); an exception
-of the user's code is an answer, too. It works in an empty directory; imports are found as
-in the stage.
+of the user's code is an answer, too. It works in a directory of its own, with links to the
+files beside the code (`beside`); imports are found as in the stage.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pipeline.plugins import registry
 from pipeline.plugins.actions import Append
 from pipeline.plugins.rewards._results import Outcome, awaited, group_outcomes, outcomes, writable
 from pipeline.plugins.views import Sampled, Turn
+from pipeline.workers.beside import folders_of, link_files
 from pipeline.workers.protocol import (
     LENGTH_BYTES,
     MAX_ANSWER_BYTES,
@@ -111,6 +112,11 @@ def _check(reward: Any, check: Check) -> Answer:
 
 def _failure(error: BaseException) -> Failure:
     why = f"{type(error).__name__}: {error}"
+    if isinstance(error, FileNotFoundError) and not os.path.isabs(str(error.filename or "/")):
+        why += (
+            " (plug-ins run in a directory of their own, with links to the files beside their "
+            "source: name others by absolute paths)"
+        )
     return Failure(writable(why), writable("".join(traceback.format_exception(error))))
 
 
@@ -152,6 +158,7 @@ def main() -> None:
     except BaseException as error:  # SystemExit of user code, too
         channel.sendall(_frame(_failure(error)))
         return
+    link_files(folders_of(plugin), setup.directory)
     os.chdir(setup.directory)  # only now: relative import paths are resolved
     channel.sendall(_frame(Ready()))
     while isinstance(message := _next(stream), Call | Check):

@@ -35,6 +35,7 @@ from pipeline.coordinator.events import (
 from pipeline.data import eval_sets
 from pipeline.data.dataset import load_train
 from pipeline.data.tokenizer import Tokenizer
+from pipeline.data.wanted import wanted_of
 from pipeline.stage import build
 from pipeline.wire.messages import ints
 
@@ -60,7 +61,7 @@ def requests_of(config: Config) -> list[Sampling]:
     Uses a coordinator with one engine that has a slot for each. Evaluation must be off.
     """
     tokenizer = Tokenizer(Path(config.model))
-    train = load_train(config.data, tokenizer, config.sampling.max_tokens)
+    train = load_train(config.data, tokenizer, config.sampling.max_tokens, wanted_of(config))
     held_out = eval_sets.load_eval_sets(config, tokenizer)
     coordinator = build.coordinator(config, tokenizer, train, held_out)
     beginning: list[AnyEvent] = [

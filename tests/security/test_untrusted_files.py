@@ -194,7 +194,7 @@ def bomb(kind: str) -> pa.Table:
         inner = pa.DictionaryArray.from_arrays(pa.array([0] * 1024, pa.int32()), pa.array([text]))
         return pa.table({"prompt": pa.ListArray.from_arrays(pa.array([0, 512, 1024]), inner)})
     if kind == "rows":
-        return pa.table({"prompt": pa.nulls(20_000_000, pa.int64())})
+        return pa.table({"prompt": pa.nulls(9_000_000, pa.int64())})
     return pa.table({"prompt": [text] * 160})  # "compressed"
 
 

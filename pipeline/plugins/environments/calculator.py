@@ -43,6 +43,7 @@ class CalculatorOptions(EnvironmentOptions, frozen=True, kw_only=True):
 @register("environment", "calculator")
 class Calculator:
     Options = CalculatorOptions
+    columns = frozenset[str]()  # of the data: none is read
 
     def __init__(self, options: CalculatorOptions | None = None) -> None:
         self._stop = (options or CalculatorOptions()).stop

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.plugins.interfaces import EnvironmentOptions
 from pipeline.plugins.registry import register
-from pipeline.plugins.rewards._functions import imported
+from pipeline.plugins.rewards._functions import folder_of, imported
 from pipeline.plugins.views import Turn
 
 
@@ -40,6 +40,8 @@ class Python:
 
     def __init__(self, options: PythonOptions) -> None:
         self._function = imported(options.function)
+        self.folders = tuple(filter(None, [folder_of(self._function)]))
+        """Where the function's source lies."""
 
     def turn(self, turn: Turn) -> Any:
         """Returns the function's result; the worker awaits and checks it."""

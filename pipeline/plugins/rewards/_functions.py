@@ -1,8 +1,8 @@
 """A user's reward function, found by name and called with the arguments that it is written for.
 
 Known by the names of its parameters: TRL's (`prompts`, `completions`, columns of the data),
-called once for all responses; verl's (`solution_str`, `ground_truth`, ...) and `(sample)`,
-called for each.
+called once for all responses, as is verl's for a batch (`solution_strs`, `ground_truths`, ...);
+verl's (`solution_str`, `ground_truth`, ...) and `(sample)`, called for each.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from pipeline.plugins.views import Sampled
 
 _TRL = ("prompts", "completions", "completion_ids", "completions_ids")
 _GIVEN = (*_TRL, "trainer_state", "log_extra", "log_metric")  # whatever the columns are
-_VERL = "solution_str"
+_VERL, _VERL_BATCH = "solution_str", "solution_strs"
+_VERL_COLUMNS = frozenset({"data_source", "reward_model", "extra_info"})
 _VERL_NAME = "compute_score"  # where a file is named without a function
 
 
@@ -36,6 +37,11 @@ class TrainerState(msgspec.Struct, frozen=True, kw_only=True):
 
     global_step: int
     max_steps: int
+    epoch: float  # share of the run that is done: a run counts as one epoch
+    num_train_epochs: int = 1
+    log_history: tuple[dict[str, float], ...] = ()
+    is_world_process_zero: bool = True
+    is_local_process_zero: bool = True
 
 
 class Function:
@@ -67,6 +73,8 @@ class Function:
     def _kind(
         self, parameters: Mapping[str, inspect.Parameter]
     ) -> Callable[[Sequence[Sampled]], list[Any]]:
+        if _VERL_BATCH in parameters:
+            return self._batch
         if _VERL in parameters:
             return lambda samples: self._each([self._fitting(_verl(s)) for s in samples])
         if any(name in parameters for name in _TRL):
@@ -82,8 +90,30 @@ class Function:
             return lambda samples: self._each([{name: s, **self._arguments} for s in samples])
         raise ValueError(
             f"takes ({', '.join(parameters)}); expected (prompts, completions, **columns), "
-            "(data_source, solution_str, ground_truth, extra_info) or (sample)"
+            "(data_source, solution_str, ground_truth, extra_info), the same for a batch "
+            "(data_sources, solution_strs, ...) or (sample)"
         )
+
+    @property
+    def columns(self) -> frozenset[str] | None:
+        """Columns of the data that it may read; None: any."""
+        if _VERL in self._known or _VERL_BATCH in self._known:
+            return _VERL_COLUMNS
+        if self._everything or not any(name in self._known for name in _TRL):
+            return None
+        return frozenset(self._known - {*_GIVEN})
+
+    @property
+    def needed_columns(self) -> frozenset[str]:
+        """Columns without which it cannot be called."""
+        if self._ask != self._together:
+            return frozenset()
+        return frozenset({*self._needed} - {*_GIVEN, *self._arguments})
+
+    @property
+    def folder(self) -> str:
+        """Where its source lies; "" if that is not known."""
+        return folder_of(self._function)
 
     def results(self, samples: Sequence[Sampled]) -> list[Any]:
         """One for each: what the function returned, an exception that it raised, or None where
@@ -110,6 +140,16 @@ class Function:
             for index, result in zip(waiting, ended, strict=True):
                 found[index] = _given(result)
         return found
+
+    def _batch(self, samples: Sequence[Sampled]) -> list[Any]:
+        """verl's for a batch: one call, a list of rewards or of dicts."""
+        rows = [_verl(sample) for sample in samples]
+        arguments = {f"{name}s": [row[name] for row in rows] for name in rows[0]}
+        found = awaited(self._function(**self._fitting(arguments)))
+        results: list[Any] = found.tolist() if hasattr(found, "tolist") else list(found)
+        if len(results) != len(samples):
+            raise ValueError(f"returned {len(results)} rewards for {len(samples)} solutions")
+        return [_given(result) for result in results]
 
     def _together(self, samples: Sequence[Sampled]) -> list[Any]:
         """TRL's: one call, a list of rewards, and figures noted beside them."""
@@ -197,8 +237,22 @@ def _trl(samples: Sequence[Sampled]) -> dict[str, Any]:
         ],
         "completion_ids": ids,
         "completions_ids": ids,  # as TRL's documentation has it
-        "trainer_state": TrainerState(global_step=samples[0].step, max_steps=samples[0].steps),
+        "trainer_state": TrainerState(
+            global_step=samples[0].step,
+            max_steps=samples[0].steps,
+            epoch=samples[0].step / max(1, samples[0].steps),
+        ),
     }
+
+
+def folder_of(function: Callable[..., Any]) -> str:
+    """The folder of a callable's source; "" if that is not known."""
+    plain = inspect.unwrap(function)
+    code = getattr(plain, "__code__", None)
+    if code is None:  # an object with __call__
+        code = getattr(vars(type(plain)).get("__call__"), "__code__", None)
+    path = Path(code.co_filename).absolute() if code else None
+    return str(path.parent) if path is not None and path.is_file() else ""
 
 
 def imported(name: str) -> Callable[..., Any]:

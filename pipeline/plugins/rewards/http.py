@@ -26,6 +26,7 @@ from pipeline.plugins.views import Sampled
 _SENT = ("prompt", "response", "answer", "finish", "tokens", "columns")
 _AGAIN = frozenset({429, 500, 502, 503, 504})  # it may be better in a moment
 _ANSWER_BYTES = 16 << 20
+_LOGIN = re.compile(r"^([^/]*:?//)[^/?#]*@")
 _SECRET = re.compile("token|secret|passw|api_?key|credential|signature", re.IGNORECASE)
 
 
@@ -37,7 +38,7 @@ class HttpOptions(RewardOptions, frozen=True, kw_only=True):
     """Options of the `http` reward."""
 
     url: str
-    """Where to POST: http://host:port/path."""
+    """Where to POST: http://host:port/path. A user and a password in it are sent, and not shown."""
     timeout_s: PositiveFloat = 2.0
     """Seconds that one request may take."""
     tries: PositiveInt = 3
@@ -54,10 +55,10 @@ class HttpOptions(RewardOptions, frozen=True, kw_only=True):
         try:
             url = httpx.URL(self.url)
         except httpx.InvalidURL as error:
-            yield f"url is {self.url!r}: {error}; expected http://host:port/path"
+            yield f"url is {_shown(self.url)!r}: {error}; expected http://host:port/path"
         else:
             if url.scheme not in ("http", "https") or not url.host:
-                yield f"url is {self.url!r}, expected http://host:port/path"
+                yield f"url is {_shown(self.url)!r}, expected http://host:port/path"
             secret = [key for key in url.params if _SECRET.search(key)]
             if url.userinfo or secret:
                 what = "a user or password" if url.userinfo else f"the parameter {secret[0]}"
@@ -89,7 +90,7 @@ class Http:
 
     def __init__(self, options: HttpOptions) -> None:
         """Raises ServerError if the server is not there, or answers something else."""
-        self._options = options
+        self._options, self._shown = options, _shown(options.url)
         headers = {"Content-Type": "application/json"}
         if options.bearer_env:
             headers["Authorization"] = f"Bearer {os.environ[options.bearer_env]}"
@@ -120,7 +121,7 @@ class Http:
                 if pause_s is None:
                     why = str(error) or type(error).__name__
                     raise ServerError(
-                        f"{self._options.url}: {why} (after {self._options.tries} tries); "
+                        f"{self._shown}: {why} (after {self._options.tries} tries); "
                         "start the server, or mend reward.http.url"
                     ) from error
                 time.sleep(pause_s)
@@ -135,19 +136,19 @@ class Http:
                 content += piece
                 if len(content) > _ANSWER_BYTES:
                     raise ServerError(
-                        f"{self._options.url}: an answer of more than {_ANSWER_BYTES} bytes"
+                        f"{self._shown}: an answer of more than {_ANSWER_BYTES} bytes"
                     )
                 if time.monotonic() > deadline:
                     raise httpx.ReadTimeout("timed out")
             if answer.status_code in _AGAIN:
                 raise _Again(_status(answer.status_code, content))
             if answer.status_code != httpx.codes.OK:
-                raise ServerError(f"{self._options.url}: {_status(answer.status_code, content)}")
+                raise ServerError(f"{self._shown}: {_status(answer.status_code, content)}")
         return bytes(content)
 
     def _scores(self, content: bytes, count: int) -> list[Any]:
         """Raises ServerError unless it is `{"scores": [...]}` with so many entries."""
-        url, rule = self._options.url, 'expected {"scores": [...]}'
+        url, rule = self._shown, 'expected {"scores": [...]}'
         try:
             answer = msgspec.json.decode(content)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -160,6 +161,15 @@ class Http:
         if len(found) != count:
             raise ServerError(f"{url}: {len(found)} scores for {count} samples; {rule}, one each")
         return found
+
+
+def _shown(url: str) -> str:
+    """An address without the user and password in it.
+
+    >>> _shown("http://me:secret@judge:8000/score")
+    'http://judge:8000/score'
+    """
+    return _LOGIN.sub(r"\1", url)
 
 
 class _Again(Exception):

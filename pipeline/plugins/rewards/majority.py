@@ -37,6 +37,7 @@ class MajorityOptions(RewardOptions, frozen=True, kw_only=True):
 @register("reward", "majority")
 class Majority:
     Options = MajorityOptions
+    columns = frozenset[str]()  # of the data: none but the answer
 
     def __init__(self, options: MajorityOptions | None = None) -> None:
         self._options = options or MajorityOptions()

@@ -1,15 +1,29 @@
 r"""Reward `math`: 1 when the response's answer equals the gold one as mathematics, else 0.
 
-Graded by the package math-verify: `\frac{1}{2}`, `0.5` and `1/2` are equal. It compares
-values, not words. A gold answer that it cannot read is an error before anything starts.
+Graded by the package math-verify: `\frac{1}{2}`, `0.5` and `1/2` are equal; units, currency and
+thousands marks do not count (`_math_text`). Words are compared as text. What cannot be computed in
+`limit_s` is a wrong answer. A gold answer that cannot be read is an error before anything starts.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
-from pipeline.plugins.interfaces import RewardOptions
+from pipeline.plugins.interfaces import RewardOptions, WorkerSettings
+from pipeline.plugins.ranges import PositiveFloat
 from pipeline.plugins.registry import register
+from pipeline.plugins.rewards._child import Child
+from pipeline.plugins.rewards._math_text import (
+    answer_in,
+    behind_thoughts,
+    choice_in,
+    cleaned,
+    golds_of,
+    is_prose,
+    text_of,
+    words_of,
+)
 from pipeline.plugins.views import Sampled
 
 
@@ -18,64 +32,95 @@ class MathOptions(RewardOptions, frozen=True, kw_only=True):
 
     graded: Literal["boxed", "whole"] = "boxed"
     r"""What of the response is graded: the content of its last `\boxed{}` (`boxed`; without one it
-    is wrong), or what math-verify finds in the `whole` of it, the last `\boxed{}` first."""
+    is wrong), or what math-verify finds in the `whole` of it, the last `\boxed{}` first. Thoughts,
+    up to `</think>`, are not looked at."""
     gold_after: str = ""
     """The gold answer follows the last of these in the data's answer, as `####` in GSM8K; empty:
     it is the whole of it."""
     cut: bool = False
     """Grade also what reached `sampling.max_tokens`; else that is wrong."""
+    limit_s: PositiveFloat = 3.0
+    """Seconds that one answer may take to compute; then it is wrong. Less than `workers.limit_s`,
+    at which the call has failed."""
+
+    def worker_problems(self, workers: WorkerSettings) -> Iterator[str]:
+        if self.limit_s > workers.limit_s:
+            yield (
+                f"limit_s is {self.limit_s:g}, but workers.limit_s is {workers.limit_s:g}, at "
+                "which a call has failed: set it lower"
+            )
 
 
 @register("reward", "math")
 class Math:
     Options = MathOptions
     needs_answer = True
+    columns = frozenset[str]()  # of the data: none but the answer
 
     def __init__(self, options: MathOptions | None = None) -> None:
         # Seconds: here, before the first call's limit counts.
         import math_verify
-        from latex2sympy2_extended.math_normalization import extract_boxed_content
 
         self._options = options or MathOptions()
         self._parse, self._verify = math_verify.parse, math_verify.verify
-        self._boxed_of = extract_boxed_content
-        self._equal(self._read(r"\boxed{\frac{1}{2}}"), self._read("$0.5$"))  # its own caches
+        self._compute({"gold": r"\frac{1}{2}", "found": "$0.5$"})  # its own caches
+        self._child = Child(self._compute, self._options.limit_s)
 
     def score(self, sample: Sampled) -> float:
         if sample.finish != "stop" and not self._options.cut:
             return 0.0
-        text = self._graded(sample.response)
-        return float(bool(text) and self._equal(self._gold(sample.answer), self._read(text)))
+        found = answer_in(sample.response)
+        if found is None and self._options.graded == "whole":
+            text = behind_thoughts(sample.response)
+            question = {"found": text, "whole": True}
+            return float(any(self._is_in(question, gold) for gold in self._golds(sample)))
+        return float(bool(found) and any(self._equal(g, found) for g in self._golds(sample)))
 
     def complaint(self, sample: Sampled) -> str:
         """Returns why a gold answer cannot be graded against; '' if it can."""
-        marker = self._options.gold_after
+        found, marker = f"found {sample.answer!r:.80}", self._options.gold_after
         if marker and marker not in sample.answer:
-            return f"found {sample.answer!r:.80}, expected {marker!r} before it (gold_after)"
-        if any(not isinstance(found, str) for found in self._gold(sample.answer)):
-            return ""
-        return f"found {sample.answer!r:.80}, which math-verify cannot read as a number or formula"
+            return f"{found}, expected {marker!r} before it (gold_after)"
+        golds = [cleaned(gold) for gold in self._golds(sample)]
+        for gold in golds:
+            if is_prose(gold):
+                return f"{found}, a sentence with a number in it: leave the number alone"
+            if not gold or not (words_of(gold) or self._child.ask({"gold": gold})):
+                golds = []
+        return "" if golds else f"{found}, which math-verify cannot read as a number or formula"
 
-    def _graded(self, response: str) -> str:
-        """Returns the part of a response that is graded, '' for nothing."""
-        last = self._last_boxed(response)
-        return last if last or self._options.graded == "boxed" else response
+    def _golds(self, sample: Sampled) -> list[str]:
+        marker = self._options.gold_after
+        return golds_of(sample.answer.rpartition(marker)[2] if marker else sample.answer)
 
-    def _last_boxed(self, text: str) -> str:
-        r"""The last `\boxed{}` with its content; math-verify itself takes all of them as a set."""
-        start = text.rfind(r"\boxed{")
-        content = self._boxed_of(text[start:], "last") if start >= 0 else ""
-        return rf"\boxed{{{content}}}" if content else ""
+    def _equal(self, gold: str, found: str) -> bool:
+        gold, found = cleaned(gold), cleaned(found)
+        if not gold or gold == found:
+            return bool(gold)
+        words, others = words_of(gold), words_of(found)
+        if words is not None or others is not None:
+            return words == others
+        if len(gold) == 1 and gold.isupper() and (choice := choice_in(found)):
+            return choice == gold
+        return self._child.ask({"gold": gold, "found": found}) is True
 
-    def _gold(self, answer: str) -> list[Any]:
-        if self._options.gold_after:
-            answer = answer.rpartition(self._options.gold_after)[2]
-        # In a box, or it would not be read as LaTeX.
-        return self._read(self._last_boxed(answer) or rf"\boxed{{{answer.strip()}}}")
+    def _is_in(self, question: dict[str, Any], gold: str) -> bool:
+        gold = cleaned(gold)
+        if (words := words_of(gold)) is not None:
+            return f" {text_of(question['found'])}".endswith(f" {words}")
+        return self._child.ask({**question, "gold": gold}) is True
+
+    # --- in the child ---------------------------------------------------------------------
+
+    def _compute(self, question: dict[str, Any]) -> bool:
+        """Whether an answer equals the gold one; without an answer, whether that can be read."""
+        gold = self._read(rf"\boxed{{{question['gold']}}}")
+        if "found" not in question:
+            readable = any(not isinstance(found, str) for found in gold)
+            return readable and self._verify(gold, gold, timeout_seconds=None)
+        text = question["found"] if question.get("whole") else rf"\boxed{{{question['found']}}}"
+        return bool(self._verify(gold, self._read(text), timeout_seconds=None))
 
     def _read(self, text: str) -> list[Any]:
-        # Without its own limits, which are alarms of the process: `limit_s` is the limit.
+        # Without its own limits, which are alarms that no computation in C hears.
         return self._parse(text, parsing_timeout=None)  # type: ignore[arg-type]
-
-    def _equal(self, gold: list[Any], found: list[Any]) -> bool:
-        return self._verify(gold, found, timeout_seconds=None)

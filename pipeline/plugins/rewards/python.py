@@ -1,8 +1,8 @@
 """Reward `python`: your own functions, with the signature that they already have.
 
 TRL's `(prompts, completions, **columns)` that returns a list, verl's `(data_source,
-solution_str, ground_truth, extra_info)` that returns a number or a dict with "score",
-and `(sample)` with everything. Sync or async. Several are summed with weights, each is
+solution_str, ground_truth, extra_info)` that returns a number or a dict with "score", also its form
+for a batch, and `(sample)` with everything. Sync or async. Several are summed with weights, each is
 a part of the reward. The current directory is importable, as it is for `python -m`.
 """
 
@@ -53,8 +53,21 @@ class PythonOptions(RewardOptions, frozen=True, kw_only=True):
 class Python:
     Options = PythonOptions
 
+    @staticmethod
+    def columns(options: PythonOptions) -> frozenset[str] | None:
+        """Columns of the data that the functions may read; None: any."""
+        read = [function.columns for function in _functions(options)]
+        known = [names for names in read if names is not None]
+        return frozenset[str]().union(*known) if len(known) == len(read) else None
+
+    @staticmethod
+    def needed_columns(options: PythonOptions) -> frozenset[str]:
+        return frozenset[str]().union(*(f.needed_columns for f in _functions(options)))
+
     def __init__(self, options: PythonOptions) -> None:
-        functions = [Function(name, options.arguments) for name in _listed(options.function)]
+        functions = _functions(options)
+        self.folders = tuple(dict.fromkeys(filter(None, (f.folder for f in functions))))
+        """Where the functions' sources lie."""
         self._functions = {function.name: function for function in functions}
         weights = options.weights or (1.0,) * len(functions)
         self._weights = dict(zip(self._functions, weights, strict=True))
@@ -78,6 +91,10 @@ class _Alone:
 
     def __init__(self, function: Function) -> None:
         self.score_all = function.results
+
+
+def _functions(options: PythonOptions) -> list[Function]:
+    return [Function(name, options.arguments) for name in _listed(options.function)]
 
 
 def _listed(function: str | tuple[str, ...]) -> tuple[str, ...]:

@@ -51,6 +51,11 @@ class SumOptions(RewardOptions, frozen=True, kw_only=True):
                 yield f"of [{index}]: there is a part {part.name!r} already; give this one a `name`"
             names.add(part.name)
 
+    @property
+    def parts(self) -> tuple[interfaces.Options, ...]:
+        """Options of the parts."""
+        return tuple(_Part(given).options for given in self.of)
+
     def worker_problems(self, workers: WorkerSettings) -> Iterator[str]:
         for index, given in enumerate(self.of):
             with contextlib.suppress(ValueError):  # which `problems` tells of
@@ -58,6 +63,11 @@ class SumOptions(RewardOptions, frozen=True, kw_only=True):
                 if isinstance(part.options, WorkerOptions):
                     for text in part.options.worker_problems(workers):
                         yield f"of [{index}] {part.plugin}: {text}"
+
+
+def _asked(part: _Part, name: str) -> frozenset[str] | None:
+    found = getattr(part.cls, name, None)
+    return found(part.options) if callable(found) else found
 
 
 class _Part:
@@ -121,6 +131,18 @@ class Sum:
         return any(registry.needs_answer(part.cls, part.options) for part in map(_Part, options.of))
 
     @staticmethod
+    def columns(options: SumOptions) -> frozenset[str] | None:
+        """Columns of the data that the parts may read; None: any."""
+        read = [_asked(part, "columns") for part in map(_Part, options.of)]
+        known = [names for names in read if names is not None]
+        return frozenset[str]().union(*known) if len(known) == len(read) else None
+
+    @staticmethod
+    def needed_columns(options: SumOptions) -> frozenset[str]:
+        found = (_asked(part, "needed_columns") or () for part in map(_Part, options.of))
+        return frozenset[str]().union(*found)
+
+    @staticmethod
     def judges_groups(options: SumOptions) -> bool:
         """Returns True if one of its parts judges whole groups; then the sum is of a group, too."""
         return any(
@@ -130,6 +152,7 @@ class Sum:
     def __init__(self, options: SumOptions) -> None:
         parts = [_Part(given) for given in options.of]
         self._rewards = {part.name: part.cls(part.options) for part in parts}
+        self.parts = tuple(self._rewards.values())
         self._weights = {part.name: part.weight for part in parts}
 
     def score(self, sample: Sampled) -> Outcome:

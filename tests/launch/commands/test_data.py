@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -88,3 +89,28 @@ def test_what_cannot_be_read_at_all_ends_with_2_and_the_reason(tmp_path: Path, f
     result = check(str(file), "--model", str(MODEL))
     assert result.exit_code == 2
     assert "the reward exact compares with an answer; name its field" in result.stderr
+
+
+def test_what_ends_a_response_is_shown_and_a_template_that_ends_turns_otherwise_is_told(
+    tmp_path: Path, file: Path
+):
+    model = tmp_path / "model"
+    shutil.copytree(MODEL, model)
+    found = check(str(file), "--model", str(model)).stdout
+    assert "a response ends with $ (1, by generation_config.json, config.json" in found
+    template = "{% for m in messages %}{{ m.content }}~{% endfor %}"
+    (model / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    file.write_text('{"prompt": [{"role": "user", "content": "1="}], "answer": "1"}\n')
+    told = check(str(file), "--model", str(model))
+    assert told.exit_code == 0, told.output
+    assert told.stdout.startswith("warning: the chat template ends a turn with '~' (0)")
+    asked = json.loads(check(str(file), "--model", str(model), "--json").stdout)
+    assert asked["tokens"]["warnings"][0].startswith("the chat template ends a turn with '~'")
+
+
+def test_of_a_folder_with_splits_one_is_counted_and_the_others_named(tmp_path: Path):
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.jsonl").write_text('{"prompt": "1=", "answer": "1"}\n')
+    result = check(str(tmp_path), "--model", str(MODEL))
+    assert result.stdout.startswith("training: 1 prompts")
+    assert "split train, without 1 other file(s) (test.jsonl)" in result.stdout

@@ -16,6 +16,7 @@ from pipeline.config.deepspeed_json import (
     complaints,
     passed,
     read,
+    without_effect,
 )
 from pipeline.config.schema import LearnerConfig
 
@@ -55,9 +56,12 @@ def test_file_of_a_trainer_that_fills_in_auto_is_taken():
     [
         ({"train_batch_size": 64}, "train_batch_size: darts decides it; use step.prompts"),
         ({"gradient_accumulation_steps": 4}, "use learner.tokens_per_micro_batch"),
-        ({"optimizer": {"type": "AdamW", "params": {"lr": 1e-5}}}, "use learner.lr, betas"),
+        ({"optimizer": {"type": "AdamW", "params": {"lr": 1e-5}}}, "its lr is 1e-05, but learner"),
+        ({"optimizer": {"type": "Adam", "params": {"lr": "auto"}}}, "its type is 'Adam'"),
+        ({"data_types": {"grad_accum_dtype": "bf16"}}, "gradients are summed in float32"),
+        ({"gradient_predivide_factor": 2}, "divided once, by those of the step"),
         ({"scheduler": {"type": "WarmupLR"}}, "use learner.schedule"),
-        ({"gradient_clipping": 1.0}, "use learner.clip_norm"),
+        ({"gradient_clipping": 0.3}, "gradient_clipping: found 0.3; darts decides it; use learn"),
         ({"fp16": {"enabled": True}}, "use learner.dtype: bfloat16"),
         ({"bf16": {"enabled": True}}, "bf16: enabled, but learner.dtype is float32"),
         ({"zero_optimization": {"stage": 3}}, "found 3, but learner.zero is 2; set"),
@@ -120,3 +124,31 @@ def test_what_else_bf16_says_is_refused_for_it_would_do_nothing():
     assert problem.startswith("bf16.bf16_master_weights_and_grads: ")
     off = {"bf16": {"enabled": True, "immediate_grad_update": False}}
     assert list(complaints(off, LearnerConfig(dtype="bfloat16", zero=1))) == []
+
+
+AGREES: dict[str, Any] = {
+    "steps_per_print": 2000,
+    "zero_allow_untested_optimizer": True,
+    "zero_force_ds_cpu_optimizer": False,
+    "gradient_clipping": 1.0,
+    "gradient_predivide_factor": 1.0,
+    "sequence_parallel_size": 1,
+    "data_types": {"grad_accum_dtype": "fp32"},
+    "optimizer": {"type": "AdamW", "params": {"lr": 2e-6, "betas": "auto", "torch_adam": True}},
+    "scheduler": {"type": "WarmupDecayLR", "params": {"total_num_steps": "auto"}},
+    "activation_checkpointing": {"partition_activations": False, "number_checkpoints": None},
+    "zero_optimization": {"stage": 2, "offload_optimizer": {"device": "none"}, "round_robin": True},
+}
+"""As LLaMA-Factory's, accelerate's and TRL's users have them."""
+
+
+def test_what_agrees_with_the_learner_or_says_nothing_passes_and_is_named(tmp_path: Path):
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps(AGREES))
+    section = LearnerConfig(zero=2, lr=2e-6, clip_norm=1.0, deepspeed=str(path))
+    assert read(section) == {"zero_optimization": {"round_robin": True}}
+    named = without_effect(section)
+    assert set(AGREES) - set(named) == {"zero_optimization"}
+    assert "zero_optimization.offload_optimizer" in named
+    [other] = complaints(AGREES, LearnerConfig(zero=2, lr=2e-6, clip_norm=0.5))
+    assert other.startswith("gradient_clipping: found 1.0; darts decides it")

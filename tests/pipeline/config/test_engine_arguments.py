@@ -45,3 +45,45 @@ def test_without_the_library_names_are_left_to_the_engine(monkeypatch: pytest.Mo
     monkeypatch.setattr("importlib.util.find_spec", absent)
     assert complaints(vllm={"whatever": 1}) == {}
     assert "set engine.slots" in complaints(vllm={"max_num_seqs": 8})["engine.vllm.max_num_seqs"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["pipeline_parallel_size", "data_parallel_size", "nnodes", "prefill_context_parallel_size"],
+)
+def test_sizes_that_no_launcher_places_are_one(name: str):
+    found = complaints(vllm={name: 2})
+    assert found[f"engine.vllm.{name}"].startswith("found 2, expected 1: ")
+    assert complaints(vllm={name: 1}) == {}
+
+
+@pytest.mark.parametrize(
+    "library, name, value, rule",
+    [
+        ("vllm", "max_model_len", "4k", "a whole number"),
+        ("vllm", "max_model_len", 512.5, "a whole number"),
+        ("vllm", "max_model_len", True, "a whole number"),
+        ("vllm", "enable_expert_parallel", "yes", "true or false"),
+        ("vllm", "download_dir", 3, "text"),
+        ("transformers", "page_size", "64", "a whole number"),
+        ("transformers", "cpu_offload_space", "much", "a number"),
+    ],
+)
+def test_values_of_another_plain_type_are_refused(
+    library: str, name: str, value: object, rule: str
+):
+    found = complaints(**{library: {name: value}})
+    assert found[f"engine.{library}.{name}"] == f"found {value!r}, expected {rule}"
+
+
+@pytest.mark.parametrize(
+    "library, name, value",
+    [
+        ("vllm", "max_model_len", None),
+        ("vllm", "download_dir", None),
+        ("vllm", "served_model_name", ["a", "b"]),  # a type that is not plain is the library's
+        ("transformers", "cpu_offload_space", 1),
+    ],
+)
+def test_values_that_fit_and_types_that_are_not_plain_pass(library: str, name: str, value: object):
+    assert complaints(**{library: {name: value}}) == {}

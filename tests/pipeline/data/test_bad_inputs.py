@@ -133,10 +133,10 @@ FIELDS = [
     Bad("no answer in a later row", "a.jsonl:2", "no field 'answer'", "(data.answer)",
         "name one of these", DATA % "", rows(GOOD, {"prompt": "1="})),
     Bad("no answer that exact could compare with", "a.jsonl",
-        "the first row has none of the fields", "the reward exact compares with an answer",
+        "no row has any of the fields", "the reward exact compares with an answer",
         "name its field with data.answer", DATA % "",
         rows({"prompt": "1+1=", "gold": "2"})),
-    Bad("no answer for a part of a sum", "a.jsonl", "the first row has none of the fields",
+    Bad("no answer for a part of a sum", "a.jsonl", "no row has any of the fields",
         "the reward sum compares with an answer", "name its field with data.answer",
         DATA % "" + "reward: {sum: {of: [exact]}}\n", rows({"prompt": "1+1=", "gold": "2"})),
     Bad("an answer one level too high", "a.jsonl:1", "reward_model is an object",
@@ -210,7 +210,7 @@ TOKENIZERS = [
         "no response could end", "name it in generation_config.json",
         make=without_an_end),
     Bad("an end that is no token", "model: eos_token_id 999", "is not a token of the tokenizer",
-        "24 ids", "correct it in generation_config.json",
+        "24 ids", "correct it in config.json",
         make=edited("config.json", eos_token_id=999)),
     Bad("code beside the model", "model/config.json", "auto_map names code",
         "never runs such code", "remove auto_map from the file",
@@ -289,7 +289,7 @@ BAD = [*FILES, *ENCODINGS, *FIELDS, *TEMPLATES, *TOKENIZERS, *REWARDS, *KEYED]
 def lay_out(bad: Bad) -> None:
     """The input, in the current directory, beside a model and a configuration that are good."""
     Path("model").mkdir()
-    for name in ("config.json", "generation_config.json", "tokenizer.json"):
+    for name in ("config.json", "generation_config.json", "tokenizer.json", "model.safetensors"):
         shutil.copy(MODEL / name, "model")
     Path("c.yaml").write_text(f"model: model\n{bad.config}")
     for name, content in bad.files.items():

@@ -17,7 +17,7 @@ from pipeline.observability import metrics_server
 from pipeline.observability.metrics_server import MOST, MetricsServer
 from tests.pipeline.observability.test_trackers import free_port
 
-BODY = b"darts_figure 1\n" * 100_000  # more than a socket holds at once
+BODY = b"darts_figure 1\n" * 1_500_000  # more than a socket holds at once
 
 
 @pytest.fixture

@@ -121,6 +121,25 @@ async def compute_async(solution_str: str, ground_truth: str) -> float:
     return float(solution_str == ground_truth)
 
 
+def compute_scores(
+    data_sources: list[str],
+    solution_strs: list[str],
+    ground_truths: list[str],
+    extra_infos: list[dict[str, Any]],
+    k: int = 0,
+) -> list[Any]:
+    """verl's signature for a batch."""
+    assert len({len(data_sources), len(solution_strs), len(ground_truths), len(extra_infos)}) == 1
+    return [
+        {"score": float(s == g), "k": k, "i": e.get("index", -1)}
+        for s, g, e in zip(solution_strs, ground_truths, extra_infos, strict=True)
+    ]
+
+
+def by_epoch(completions: list[str], trainer_state: Any, **columns: Any) -> list[float]:
+    return [trainer_state.epoch + trainer_state.num_train_epochs] * len(completions)
+
+
 HERE = f"{__name__}:"
 
 
@@ -167,6 +186,19 @@ def test_verl_functions_take_arguments_of_the_configuration_and_fail_alone():
     assert isinstance(bad, ValueError)
     assert str(bad) == "a bad one"
     assert asked(HERE + "compute_async", *samples[::2]) == [Score(1.0), Score(0.0)]
+
+
+def test_verl_functions_of_a_batch_are_called_once_for_all():
+    columns = {"reward_model": {"ground_truth": "3"}, "extra_info": {"index": 7}}
+    samples = [sample_of("3", columns=columns), sample_of("4", answer="4")]
+    first, second = asked(HERE + "compute_scores", *samples, arguments={"k": 2})
+    assert first == Score(1.0, {"k": 2.0, "i": 7.0})
+    assert second == Score(1.0, {"k": 2.0, "i": -1.0})
+
+
+def test_trl_functions_see_the_share_of_the_run_as_its_epoch():
+    sample = msgspec.structs.replace(sample_of("a"), step=5, steps=20)
+    assert asked(HERE + "by_epoch", sample) == [Score(1.25)]
 
 
 def test_a_file_is_executed_once_for_all_its_functions_and_anew_when_it_changes(tmp_path: Path):
@@ -452,6 +484,14 @@ def test_http_names_what_a_server_answers_wrongly_at_the_start(
     with pytest.raises(Exception, match=says) as caught:
         reward("http", url=server.url, tries=2, pause_s=0.01)
     assert str(caught.value).startswith(server.url)
+
+
+def test_http_shows_no_password_of_its_address():
+    with pytest.raises(Exception, match=r"^http://127.0.0.1:9/x: ") as caught:
+        reward("http", url="http://me:s3c@ret@127.0.0.1:9/x", tries=1)
+    assert "ret" not in str(caught.value).replace("retr", "")
+    [line] = problems("http", url="ftp://me:s3cret@judge/x")
+    assert line == "url is 'ftp://judge/x', expected http://host:port/path"
 
 
 def test_http_tells_at_the_start_that_nobody_listens_and_waits_no_longer_than_it_may(serve: Any):

@@ -181,7 +181,7 @@ async def test_a_plugin_is_asked_what_is_wrong_with_the_answers_before_a_run():
         assert await pool.check_answers(answers) == ["", "found 'three', expected digits"]
         with pytest.raises(RewardFailed, match="no such unit"):
             await pool.check_answers([sample_of("", answer="raise")])
-    async with RewardPool(Plugin(name="exact"), WorkersConfig()) as pool:
+    async with RewardPool(Plugin(name="majority"), WorkersConfig()) as pool:
         assert await pool.check_answers(answers) == [], "it checks none"
 
 

@@ -1,0 +1,153 @@
+"""Names of settings in TRL and verl -> those of darts, for messages and for docs/migrating.md.
+
+Names of losses and advantages are in `pipeline.plugins.elsewhere`. `ours` answers an unknown key
+with the setting that does the same here.
+"""
+
+from __future__ import annotations
+
+VERL: dict[str, str] = {
+    "data.train_files": "data.train",
+    "data.val_files": "data.held_out",
+    "data.train_batch_size": "step.prompts",
+    "data.max_prompt_length": "data.max_prompt_tokens",
+    "data.max_response_length": "sampling.max_tokens",
+    "data.prompt_key": "data.prompt",
+    "actor_rollout_ref.model.path": "model",
+    "actor_rollout_ref.rollout.n": "group.size",
+    "actor_rollout_ref.rollout.temperature": "sampling.temperature",
+    "actor_rollout_ref.rollout.name": "engine.kind",
+    "actor_rollout_ref.rollout.tensor_model_parallel_size": "engine.tensor_parallel",
+    "actor_rollout_ref.rollout.gpu_memory_utilization": "engine.gpu_memory",
+    "actor_rollout_ref.rollout.max_num_seqs": "engine.slots",
+    "actor_rollout_ref.rollout.engine_kwargs.vllm": "engine.vllm",
+    "actor_rollout_ref.actor.optim.lr": "learner.lr",
+    "actor_rollout_ref.actor.optim.weight_decay": "learner.weight_decay",
+    "actor_rollout_ref.actor.optim.lr_warmup_steps": "learner.warmup_steps",
+    "actor_rollout_ref.actor.grad_clip": "learner.clip_norm",
+    "actor_rollout_ref.actor.ppo_mini_batch_size": "learner.updates, which is "
+    "train_batch_size / ppo_mini_batch_size",
+    "actor_rollout_ref.actor.ppo_epochs": "learner.epochs",
+    "actor_rollout_ref.actor.ppo_max_token_len_per_gpu": "learner.tokens_per_micro_batch",
+    "actor_rollout_ref.actor.clip_ratio_low": "loss.dapo.clip_low",
+    "actor_rollout_ref.actor.clip_ratio_high": "loss.dapo.clip_high",
+    "actor_rollout_ref.actor.use_kl_loss": "learner.reference=start, and loss.dapo.kl",
+    "actor_rollout_ref.actor.kl_loss_coef": "loss.dapo.kl, with learner.reference=start",
+    "actor_rollout_ref.actor.clip_ratio_c": "loss.dapo.dual_clip",
+    "actor_rollout_ref.actor.entropy_coeff": "learner.entropy_bonus",
+    "actor_rollout_ref.actor.loss_agg_mode": "learner.aggregate (token-mean: token, "
+    "seq-mean-token-mean: sequence, seq-mean-token-sum-norm: constant)",
+    "actor_rollout_ref.actor.policy_loss.loss_mode": "loss (vanilla: dapo, geo_mean: gmpo, "
+    "gpg: reinforce, gspo, sapo, cispo, clip_cov and kl_cov as they are)",
+    "actor_rollout_ref.actor.fsdp_config": "learner.zero",
+    "actor_rollout_ref.model.enable_gradient_checkpointing": "learner.gradient_checkpointing",
+    "algorithm.adv_estimator": "advantage",
+    "algorithm.norm_adv_by_std_in_grpo": "advantage.grpo.divide_by_deviation",
+    "algorithm.filter_groups.enable": "advantage.grpo.drop_equal",
+    "reward_model.overlong_buffer.len": "advantage.grpo.overlong_tokens",
+    "custom_reward_function.path": "reward.python.function=file.py:function",
+    "custom_reward_function.name": "reward.python.function=file.py:function",
+    "trainer.total_training_steps": "step.count",
+    "trainer.total_epochs": "prompt_order.shuffled.epochs",
+    "trainer.test_freq": "eval.every",
+    "trainer.save_freq": "checkpoint.every",
+    "trainer.nnodes": "ranks of torchrun: learner.ranks + engine.count",
+    "trainer.n_gpus_per_node": "ranks of torchrun: learner.ranks + engine.count",
+    "trainer.logger": "metrics",
+    "trainer.project_name": "metrics.wandb",
+    "trainer.default_local_dir": "--out",
+    "trainer.resume_mode": "darts train --resume RUN",
+}
+"""Dotted key of verl -> what does the same in darts."""
+TRL: dict[str, str] = {
+    "model_name_or_path": "model",
+    "num_generations": "group.size",
+    "max_completion_length": "sampling.max_tokens",
+    "max_new_tokens": "sampling.max_tokens",
+    "max_prompt_length": "data.max_prompt_tokens",
+    "learning_rate": "learner.lr",
+    "max_grad_norm": "learner.clip_norm",
+    "lr_scheduler_type": "learner.schedule",
+    "adam_beta1": "learner.betas",
+    "adam_beta2": "learner.betas",
+    "adam_epsilon": "learner.eps",
+    "num_iterations": "learner.epochs",
+    "epsilon": "loss.dapo.clip_low",
+    "epsilon_high": "loss.dapo.clip_high",
+    "beta": "loss.dapo.kl, with learner.reference=start",
+    "scale_rewards": "advantage.grpo.divide_by_deviation",
+    "loss_type": "loss (grpo: dapo with learner.aggregate=sequence, dr_grpo: dapo with "
+    "learner.aggregate=constant, cispo and sapo as they are)",
+    "importance_sampling_level": "loss=gspo for sequence",
+    "entropy_coef": "learner.entropy_bonus",
+    "reward_funcs": "reward.python.function",
+    "reward_weights": "reward.python.weights",
+    "vllm_importance_sampling_correction": "learner.importance=truncate",
+    "vllm_importance_sampling_cap": "learner.importance_cap",
+    "max_steps": "step.count",
+    "num_train_epochs": "prompt_order.shuffled.epochs",
+    "save_steps": "checkpoint.every",
+    "save_total_limit": "checkpoint.keep",
+    "eval_steps": "eval.every",
+    "report_to": "metrics",
+    "output_dir": "--out",
+    "bf16": "learner.dtype=bfloat16",
+    "use_peft": "learner.lora",
+    "lora_r": "learner.lora.rank",
+    "lora_alpha": "learner.lora.alpha",
+    "lora_target_modules": "learner.lora.targets",
+    "chat_template_kwargs": "data.chat_arguments",
+    "use_vllm": "engine.kind=vllm",
+    "vllm_gpu_memory_utilization": "engine.gpu_memory",
+    "vllm_tensor_parallel_size": "engine.tensor_parallel",
+    "gradient_checkpointing": "learner.gradient_checkpointing",
+    "per_device_train_batch_size": "step.prompts and group.size; passes are as long as "
+    "learner.tokens_per_micro_batch",
+    "gradient_accumulation_steps": "none: a step runs as many passes as it needs",
+    "steps_per_generation": "learner.max_staleness",
+    "top_p": "none: training samples at sampling.temperature alone",
+    "top_k": "none: training samples at sampling.temperature alone",
+    "min_p": "none: training samples at sampling.temperature alone",
+    "repetition_penalty": "none: training samples at sampling.temperature alone",
+}
+"""Name of TRL's `GRPOConfig`, of its script or of transformers -> what does the same in darts."""
+
+_SHORT = ("beta", "epsilon")
+
+
+def ours(key: str) -> str:
+    """What a key is called here, for a message: `TRL's learning_rate is learner.lr here`; "".
+
+    A key of verl may be given without what stands before it, one of TRL in any section.
+
+    >>> ours("learner.learning_rate"), ours("rollout.n"), ours("group.sise")
+    ("TRL's learning_rate is learner.lr here", "verl's rollout.n is group.size here", '')
+    """
+    last = key.rpartition(".")[2]
+    if last in _SHORT and key != last:  # `learner.beta` is a slip of another kind
+        return ""
+    for whole, name in VERL.items():
+        if key == whole or (whole.endswith(f".{key}") and _is_distinct(key)):
+            return _said("verl", key, name)
+        if whole.startswith(f"{key}.") and key == key.partition(".")[0]:
+            return f"a section of verl; its keys have other names here: {whole} is {name}"
+    return _said("TRL", last, TRL[last]) if last in TRL else ""
+
+
+def _is_distinct(key: str) -> bool:
+    """Whether the end of a key of verl says which one is meant."""
+    return "." in key or (key not in TRL and ("_" in key or key in ("n", "lr")))
+
+
+def _said(whose: str, key: str, name: str) -> str:
+    if name.startswith("none: "):
+        return f"{whose}'s {key} has no setting here: {name.removeprefix('none: ')}"
+    return f"{whose}'s {key} is {name} here"
+
+
+def hint(option: str) -> str:
+    """The end of a message on an unknown option of a plug-in that TRL has; "" for others."""
+    found = TRL.get(option, "")
+    if not found:
+        return ""
+    return f"; {_said('TRL', option, found)}"

@@ -1,0 +1,71 @@
+"""What a reader should know of a run's model and data before it starts: facts and warnings.
+
+Facts: which tokens end a response, and which begins a prompt. Warnings: a chat template that ends
+turns with another token, held-out prompts that are trained on, prompts that are there many times.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from pipeline.config.schema import Config
+from pipeline.data.chat_template import ChatTemplate
+from pipeline.data.dataset import Dataset
+from pipeline.data.tokenizer import Tokenizer
+
+_SHARE = 0.01
+"""Share of prompts that are there again, from which on it is told."""
+
+
+def facts_of(tokenizer: Tokenizer) -> Iterator[str]:
+    """Lines on the tokens between prompt and response, as the model's files name them."""
+    ends = [
+        f"{tokenizer.text_of(token)} ({token}, by {', '.join(files)})"
+        for token, files in sorted(tokenizer.facts.ends.items())
+    ]
+    yield f"a response ends with {' or '.join(ends)}"
+    if tokenizer.first is not None:
+        word = tokenizer.text_of(tokenizer.first)
+        yield f"a prompt that is text begins with {word} ({tokenizer.first}), as by its tokenizer"
+
+
+def warnings_of(config: Config, tokenizer: Tokenizer, *data: Dataset) -> Iterator[str]:
+    """Lines on what a response of this model may not end with."""
+    for word, file in tokenizer.facts.unknown_ends.items():
+        yield f"{file} names {word!r} as the end of a text, which is no token of the tokenizer"
+    messages = any(item.messages for one in data for item in one.items)
+    if not messages and config.data.chat != "always":
+        return
+    end = ChatTemplate(tokenizer.directory, config.data).turn_end()
+    token = tokenizer.special_in(end)
+    if token is not None and token not in tokenizer.eos:
+        yield (
+            f"the chat template ends a turn with {tokenizer.text_of(token)!r} ({token}), and no "
+            f"response ends with it: add {token} to eos_token_id in generation_config.json"
+        )
+
+
+def overlap_of(train: Dataset, held_out: Dataset) -> Iterator[str]:
+    """Lines on prompts that are there more than once."""
+    if shared := shared_prompts(train, held_out):
+        yield (
+            f"{shared} of {len(held_out)} held-out prompts are in the training data too: "
+            "evaluations on them do not show what was learned"
+        )
+    for source in train.sources:
+        items = train.items[source.first : source.first + source.count]
+        times = Counter(item.tokens for item in items)
+        if source.task or len(items) - len(times) < max(1, _SHARE * len(items)):
+            continue
+        [(_, most)] = times.most_common(1)
+        yield (
+            f"{source.name}: {len(items)} prompts, of which {len(times)} are different; one is "
+            f"there {most} times"
+        )
+
+
+def shared_prompts(one: Dataset, other: Dataset) -> int:
+    """Counts the prompts of `other` that are also in `one`."""
+    known = {item.tokens for item in one.items}
+    return sum(item.tokens in known for item in other.items)
