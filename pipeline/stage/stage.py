@@ -289,9 +289,7 @@ class StageProcess:
             case events.CancelEnvironmentCall(trajectory=trajectory):
                 self._environment_calls.cancel(trajectory)
             case events.TrainGroup(rank=rank) | events.CloseVersion(rank=rank):
-                self._outbox.to_rank(
-                    rank, translate.with_prompts(command, self.parts.data["train"])
-                )
+                self._outbox.to_rank(rank, translate.with_prompts(command, self.parts.data))
             case events.ForgetGroup(rank=rank, group=group):
                 self._outbox.to_rank(rank, ForgetGroup(group=group))
             case events.CloseStep(step=step, groups=groups, normaliser=normaliser):
