@@ -221,8 +221,7 @@ class StageProcess:
 
     def _look_for_engines(self, now: float) -> None:
         here = {p.name for p in self._peers.by_identity.values() if p.join.role == "engine"}
-        works = self.coordinator.run.works
-        for text in self._missing.look(now, here, works=works):
+        for text in self._missing.look(now, here, works=self.coordinator.run.works):
             self._report("warning", {"step": self.coordinator.core.step, "text": text})
 
     # --- events in, commands out --------------------------------------------------------
