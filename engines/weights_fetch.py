@@ -72,7 +72,7 @@ class FetchingReceiver:
         started, digest = time.monotonic(), xxhash.xxh3_128()
         draft = self._directory / f".v{manifest.version}-{os.getpid()}"
         shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(mode=0o700)
+        draft.mkdir(mode=0o700, parents=True)
         try:
             with open(draft / FILE, "xb") as file:
                 for piece in fetch_weights(

@@ -105,9 +105,9 @@ def _train(
     lines = _check(loaded, ask=dry_run)
     if dry_run:
         from pipeline.config.load import dump
-        from pipeline.system.terminal_text import without_logins
+        from pipeline.system.terminal_text import without_passwords
 
-        typer.echo(without_logins("\n".join([dump(loaded), *lines, "nothing was started"])))
+        typer.echo(without_passwords("\n".join([dump(loaded), *lines, "nothing was started"])))
         return
     typer.echo("\n".join(lines))
     path = out or Path("runs") / config.stem
@@ -230,7 +230,7 @@ def learner_command(
         int, typer.Option(help="number of this rank, from 0; the job needs learner.ranks of them")
     ] = 0,
     port: Annotated[
-        int, typer.Option(help="loopback port at which the ranks find each other")
+        int, typer.Option(help="a number, the same for all ranks, that no other run here has")
     ] = 29400,
 ) -> None:
     """Start a learner rank for a job that was started with --stage-only.
@@ -239,6 +239,7 @@ def learner_command(
     """
     import os
 
+    from launch.launcher.local import RANKS_STORE
     from launch.launcher.processes import learner_arguments, learner_environment
     from pipeline.system.micro_batch_limit import read_limit
     from pipeline.system.run_folder import RunError, RunFolder
@@ -249,7 +250,8 @@ def learner_command(
         tokens = read_limit(RunFolder(join), section.tokens_per_micro_batch)
     except RunError as error:
         exit_with_error(error, 2)
-    os.environ |= learner_environment(rank, section.ranks, port)
+    store = str(Path(arguments[1]) / RANKS_STORE)
+    os.environ |= learner_environment(rank, section.ranks, port, store=store)
     arguments += learner_arguments(rank, section.ranks, "", tokens)
     _part("learner.learner_rank", arguments)
 

@@ -19,9 +19,9 @@ RUN_HELP = "folder of a run"
 
 
 def exit_with_error(text: object, status: int = 1) -> NoReturn:
-    from pipeline.system.terminal_text import printable, without_logins
+    from pipeline.system.terminal_text import printable
 
-    typer.echo(f"darts: {without_logins(printable(str(text)))}", err=True)
+    typer.echo(f"darts: {printable(str(text))}", err=True)
     raise typer.Exit(status)
 
 

@@ -15,10 +15,11 @@ set -euo pipefail
 : "${OUT:=runs/${SLURM_JOB_NAME}}" # on a shared disk: a requeued job may get other machines
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 
-# Without this a restarted torchrun does not find the others (docs/nodes.md).
-export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+export RANKS_PER_NODE PORT OUT first
+# The static rendezvous: with c10d whoever reaches its port runs code as you (docs/nodes.md).
 # Slurm signals the steps; torchrun passes the signal on, and the run ends with a checkpoint.
-srun --kill-on-bad-exit=1 torchrun \
-  --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node="$RANKS_PER_NODE" --max-restarts=3 \
-  --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID" --rdzv-endpoint="$first:$PORT" \
-  -m launch.torchrun "$@" --out "$OUT"
+srun --kill-on-bad-exit=1 bash -c 'exec torchrun \
+  --nnodes="$SLURM_JOB_NUM_NODES" --node-rank="$SLURM_NODEID" \
+  --nproc-per-node="$RANKS_PER_NODE" --max-restarts=3 \
+  --master-addr="$first" --master-port="$PORT" \
+  -m launch.torchrun "$@" --out "$OUT"' darts "$@"

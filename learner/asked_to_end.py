@@ -2,7 +2,7 @@
 
 `systemctl stop`, Slurm and torchrun send SIGTERM to every process of a run at once. A rank that
 left then would take the weights with it before the checkpoint is written. So it goes on serving
-until the stage sends it away, the time that `timeouts.stop_s` gives is over, or the stage is
+until the stage sends it away, the time that `timeouts.checkpoint_s` gives is over, or the stage is
 silent. A second SIGTERM has it leave at once. Watches in a thread: the main one may be in a
 collective.
 """
@@ -33,18 +33,18 @@ class SigtermWatch:
         self._asked = 0
         self._client: StageClient | None = None
         self._receive: Callable[[Shutdown], None] | None = None
-        self._stop_s = 0.0
+        self._limit_s = 0.0
         threading.Thread(target=self._count, name="sigterm", daemon=True).start()
 
     def serve(
-        self, client: StageClient, receive: Callable[[Shutdown], None], stop_s: float
+        self, client: StageClient, receive: Callable[[Shutdown], None], limit_s: float
     ) -> None:
         """Have SIGTERM told to the stage; before, it ends the process: there is nothing to save.
 
         Args:
             receive: gets the shutdown with which the rank leaves by itself.
         """
-        self._client, self._receive, self._stop_s = client, receive, stop_s
+        self._client, self._receive, self._limit_s = client, receive, limit_s
 
     def _count(self) -> None:
         while True:
@@ -57,9 +57,10 @@ class SigtermWatch:
                 threading.Thread(target=self._stay, name="sigterm-wait", daemon=True).start()
 
     def _stay(self) -> None:
-        assert self._client is not None and self._receive is not None
+        assert self._client is not None
+        assert self._receive is not None
         self._client.send(Shutdown(why="SIGTERM"))
-        deadline = time.monotonic() + self._stop_s
+        deadline = time.monotonic() + self._limit_s
         while (
             self._asked < 2
             and time.monotonic() < deadline

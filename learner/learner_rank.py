@@ -135,7 +135,7 @@ class LearnerRank:
 
     def heed(self, sigterm: SigtermWatch) -> None:
         """Stay for the last checkpoint at SIGTERM."""
-        sigterm.serve(self._client, self.queue_message, self._config.timeouts.stop_s)
+        sigterm.serve(self._client, self.queue_message, self._config.timeouts.checkpoint_s)
 
     def run(self) -> int:
         """Serve until asked to stop; returns the exit code."""

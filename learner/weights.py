@@ -133,6 +133,7 @@ class WeightPublisher:
         """
         final = self._directory / f"v{version}"
         draft = self._directory / f".v{version}-{os.getpid()}"
+        make_private(self._directory)  # logind empties /dev/shm at the end of a user's session
         draft.mkdir(mode=0o700)
         try:
             tensors = checkpoint_tensors(model, self._dtype)

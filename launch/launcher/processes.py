@@ -61,16 +61,23 @@ def learner_arguments(rank: int, ranks: int, resume: str, micro_batch_tokens: in
 
 
 def learner_environment(
-    rank: int, ranks: int, port: int, host: str = "127.0.0.1"
+    rank: int, ranks: int, port: int, host: str = "127.0.0.1", store: str = ""
 ) -> dict[str, str]:
-    """Returns a learner rank's environment, with the address of rank 0 for the rendezvous."""
-    return _MALLOC | {
+    """Returns a learner rank's environment, with what the ranks find each other by.
+
+    Args:
+        port: of rank 0, where ranks are on several machines; else only a number of this run, by
+            which DeepSpeed names its shared memory.
+        store: file in the run's private directory, where all ranks are on one machine.
+    """
+    found = _MALLOC | {
         "MASTER_ADDR": host,
         "MASTER_PORT": str(port),
         "WORLD_SIZE": str(ranks),
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
     }
+    return found | {"DARTS_RANKS_STORE": store} if store else found
 
 
 def die_with_parent() -> None:

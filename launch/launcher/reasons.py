@@ -13,7 +13,9 @@ _PREFIX = re.compile(
     r"^(?:\([^()]{0,60}\)\s*)?(?:(?:DEBUG|INFO|WARNING|ERROR|CRITICAL)\s[-\d/:., ]*\s?\[[^\]]*\]\s?)?"
 )
 """What vLLM puts before each line: `(EngineCore pid=7) ERROR 11-29 13:00:00 [core.py:9] `."""
-_RAISED = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Interrupt|Exit|Fault)\b(?::|$)")
+_RAISED = re.compile(
+    r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Interrupt|Exit|Fault)\b(?::|$)"
+)
 _WRAPS = ("See root cause above", "Engine core initialization failed", "Failed core proc")
 
 

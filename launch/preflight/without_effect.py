@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pipeline.config import deepspeed_json, logprob_uses
 from pipeline.config.load import plugin_class
 from pipeline.config.schema import Config, LearnerConfig, MetricsConfig
+from pipeline.plugins import registry
 from pipeline.plugins.budgets._top_up import most_candidates
 from pipeline.plugins.budgets.length_variance import LengthVarianceOptions
 from pipeline.plugins.budgets.uniform import UniformOptions, candidates_of
@@ -167,6 +168,11 @@ def _prompts(config: Config) -> Iterator[tuple[str, str]]:
             yield "batch.quorum.share", "1: no group may close with fewer members, as with fifo"
         elif batch["size"] == config.group.size:
             yield "batch.quorum.size", f"{batch['size']}, which is group.size: as with fifo"
+    if config.batch.name == "replay" and not step.keep:
+        share = config.batch.options["fresh"]
+        yield "batch.replay.fresh", f"{share:g}, but step.keep is 0: nothing is there to replay"
+    elif step.keep and config.batch.name in {*registry.builtin_names("batch")} - {"replay"}:
+        yield "step.keep", f"{step.keep}, but batch {config.batch.name} replays nothing"
     turn = config.environment.options.get("turn_tokens", 0)
     if turn >= config.sampling.max_tokens:
         why = f"a whole response has at most {config.sampling.max_tokens}"

@@ -22,7 +22,6 @@ from launch.report.sections import (
     waste,
 )
 
-
 _DAMAGE = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RecursionError)
 """What a section raises where a file of a run does not say what a run writes."""
 

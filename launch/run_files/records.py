@@ -14,7 +14,6 @@ import msgspec
 
 from pipeline.observability.critical_path import Segment
 
-
 Count = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
 """What is put into arrays of int32: steps, and tokens of one response."""
 

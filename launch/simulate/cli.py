@@ -70,11 +70,12 @@ def simulate_command(
         float, typer.Option(min=0, help="learning rate of the policy; 0: it does not change")
     ] = 0.0,
     explore: Annotated[
-        int, typer.Option(
+        int,
+        typer.Option(
             min=0,
             help="check this many small runs with faults instead: of the plug-ins named, or of "
             "those of the house",
-        )
+        ),
     ] = 0,
     mode: Annotated[str, typer.Option(help="kind of runs with faults: chaos, heal or dead")] = "",
     seed: Annotated[
@@ -102,8 +103,10 @@ def simulate_command(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="folder for what a run leaves behind (darts explain, darts report), or "
-                     "FILE.json for the metrics alone"),
+        typer.Option(
+            help="folder for what a run leaves behind (darts explain, darts report), or "
+            "FILE.json for the metrics alone"
+        ),
     ] = None,
 ) -> None:
     """Simulate runs: the real coordinator in virtual time with modelled engines and learner.

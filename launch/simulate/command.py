@@ -241,7 +241,7 @@ def explore_seeds(
 
 
 def resume_problems(own: Own) -> list[str]:
-    """What a run of these plug-ins decides otherwise when it is stopped and resumed, a line each."""
+    """What these plug-ins decide otherwise when a run is stopped and resumed, a line each."""
     subject = subject_of(own)
     try:
         found = list(differences(case_of(subject.on_policy())))

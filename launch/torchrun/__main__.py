@@ -1,8 +1,8 @@
 """The same job under torchrun, on one machine or several, roles by rank:
 
     torchrun --nproc-per-node=P -m launch.torchrun CONFIG [key=value ...] [--out DIR]
-    torchrun --nnodes=N --nproc-per-node=P --rdzv-backend=c10d --rdzv-endpoint=HOST:PORT
-        -m launch.torchrun CONFIG [key=value ...] --out DIR          (the same on each machine)
+    torchrun --nnodes=N --node-rank=K --nproc-per-node=P --master-addr=HOST --master-port=PORT
+        -m launch.torchrun CONFIG [key=value ...] --out DIR      (on machine K of N, from 0)
 
 N times P is learner.ranks + engine.count; `nodes.learners` says which ranks are learners. Rank 0
 also starts the stage and keeps the run's folder. Torchrun's store carries addresses and public
@@ -21,7 +21,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
@@ -31,6 +31,7 @@ import msgspec
 from launch.commands.train import (
     check_fits,
     identify,
+    never_began,
     print_outcome,
     rewrite_config,
     was_ever_saved,
@@ -48,6 +49,7 @@ from launch.monitor.terminal import TerminalView
 from launch.preflight.settings import settings_problems
 from launch.preflight.without_effect import without_effect
 from launch.torchrun import run_location
+from launch.torchrun.agent import warning_of_parent
 from launch.torchrun.network import interface_towards
 from launch.torchrun.node import (
     Node,
@@ -61,9 +63,11 @@ from launch.torchrun.rendezvous import (
     Assignment,
     Hello,
     RendezvousError,
+    RunPlace,
     SharedSecret,
     host_rendezvous,
     join_rendezvous,
+    read_message,
 )
 from launch.torchrun.roles import RolesError, check_world
 from pipeline.checkpoint.store import CheckpointError, Refused, newest
@@ -81,6 +85,7 @@ from pipeline.wire.keys import PeerKeys, TransportError
 
 _STORE_S = 300.0
 _SECRET_BYTES = 1 << 16
+_RUN = "darts/run"
 _REFUSALS = (ConfigError, RolesError, RunError, TransportError, DataError, CheckpointError)
 
 
@@ -113,8 +118,11 @@ class _Result(msgspec.Struct, frozen=True):
 
 def _open_run(config: Config, args: argparse.Namespace, store: Any) -> RunFolder:
     """Opens and locks the run's folder: a new one, or this job's earlier one. Raises RunError."""
-    if store.check(["darts/run"]):  # torchrun has restarted us
-        run = RunFolder(Path(store.get("darts/run").decode()))
+    secret: SharedSecret = args.secret
+    # Without --out a restart finds the run by a word of ours; of somebody else's none counts.
+    before = None if args.out else read_message(store, secret, _RUN, RunPlace)
+    if before is not None:
+        run = RunFolder(Path(before.path))
     else:
         run = RunFolder(args.out or new_name(Path("runs") / args.config.stem))
     run.make_folders()
@@ -127,7 +135,7 @@ def _open_run(config: Config, args: argparse.Namespace, store: Any) -> RunFolder
                 f"{run.path}: this run has finished its {done} steps; raise step.count, or choose "
                 "another --out"
             )
-    store.set("darts/run", str(run.path))
+    store.set(_RUN, secret.sign_message(_RUN, RunPlace(path=str(run.path))))
     return run
 
 
@@ -142,7 +150,7 @@ def _resume_point(config: Config, given: Path, run: RunFolder) -> Path | None:
     """
     other = run.config.exists() and run.config.read_text("utf-8", "replace") != dump(config)
     if not was_ever_saved(run):
-        if other:
+        if other and not never_began(run):
             raise RunError(
                 f"{run.path}: holds a run with another configuration and no checkpoint; choose "
                 "another --out"
@@ -165,7 +173,7 @@ def _first_rank(config: Config, args: argparse.Namespace, store: Any, node: Node
     """Runs rank 0: run folder, stage and learner rank 0. Returns the exit status."""
     if problems := settings_problems(config):
         raise RunError("\n".join(problems))
-    for line in without_effect(config):
+    for line in filter(None, (*without_effect(config), warning_of_parent())):
         print(f"darts: {line}", flush=True)
     run = _open_run(config, args, store)
     resume = _resume_point(config, args.config, run)
@@ -179,12 +187,11 @@ def _first_rank(config: Config, args: argparse.Namespace, store: Any, node: Node
     try:
         hellos = host_rendezvous(store, args.secret, node.world, answer, config.timeouts.join_s)
     except RendezvousError as error:
-        raise SystemExit(f"darts: {error}") from None
+        raise RunError(str(error)) from None
     if refused := {assignment.refused for assignment in answer(hellos).values()} - {""}:
-        raise SystemExit(f"darts: {'; '.join(sorted(refused))}")
+        raise RunError("; ".join(sorted(refused)))
     site = make_site(plan, hellos, run, dump(config))
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", interface_towards(plan.host))
-    os.environ.setdefault("NCCL_SOCKET_IFNAME", os.environ["GLOO_SOCKET_IFNAME"])
+    _name_interface(os.environ, plan.host)
     tell_losses_in(run.logs / "launcher.log")
     view = TerminalView(config.step.count, name=run.path.name)
     launcher = Launcher(config, run, view, resume, Roles(engines=0, ranks=[0]), site)
@@ -200,6 +207,12 @@ def _first_rank(config: Config, args: argparse.Namespace, store: Any, node: Node
     return status
 
 
+def _name_interface(environment: MutableMapping[str, str], host: str) -> None:
+    """Has gloo and NCCL listen only at the interface that leads to rank 0."""
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        environment.setdefault(name, interface_towards(host))
+
+
 # --- the others -------------------------------------------------------------------------------
 
 
@@ -210,7 +223,7 @@ def _other_rank(config: Config, args: argparse.Namespace, store: Any, node: Node
     try:
         assignment = join_rendezvous(store, args.secret, node.rank, hello, config.timeouts.join_s)
     except RendezvousError as error:
-        raise SystemExit(f"darts: rank {node.rank}: {error}") from None
+        raise RunError(f"rank {node.rank}: {error}") from None
     peer_keys = PeerKeys(
         control=assignment.control,
         data=assignment.data,
@@ -224,8 +237,7 @@ def _other_rank(config: Config, args: argparse.Namespace, store: Any, node: Node
     if not shared:
         run_location.write_location(run, assignment.host)
     environment = clean_environment()
-    environment.setdefault("GLOO_SOCKET_IFNAME", interface_towards(assignment.host))
-    environment.setdefault("NCCL_SOCKET_IFNAME", environment["GLOO_SOCKET_IFNAME"])
+    _name_interface(environment, assignment.host)
     if assignment.name.startswith("e"):
         environment |= gpus.engine_gpus(
             gpus.machine_gpus(environment),
@@ -242,7 +254,9 @@ def _other_rank(config: Config, args: argparse.Namespace, store: Any, node: Node
     log = logs / f"{assignment.name}.log"
     print(f"darts: {assignment.name} on machine {node.number}; log: {log}", flush=True)
     rank = int(assignment.name[1:])
-    environment |= learner_environment(rank, config.learner.ranks, assignment.port, assignment.host)
+    environment |= learner_environment(
+        rank, config.learner.ranks, assignment.port, assignment.host, assignment.ranks_store
+    )
     environment["LOCAL_RANK"] = str(node.local_rank)
     tokens = assignment.micro_batch_tokens
     arguments = learner_arguments(rank, config.learner.ranks, assignment.resume, tokens)

@@ -9,7 +9,7 @@ import os
 import secrets
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -131,6 +131,11 @@ class RoundPlan:
         )
 
     @property
+    def site(self) -> Site:
+        """What all parts of the job on rank 0's machine share."""
+        return Site(self.sockets, self.host, self.port, one_machine=not self.uses_keys)
+
+    @property
     def uses_keys(self) -> bool:
         """Returns True if the stage listens on a network, where peers need keys."""
         return self.node.machines > 1
@@ -169,6 +174,7 @@ class RoundPlan:
                 resume=str(resume or ""),
                 host=self.host,
                 port=self.port,
+                ranks_store=self.site.ranks_store,
                 micro_batch_tokens=tokens,
                 control=ipc if here else self.remote_address(self.control),
                 data=ipc_data if here else self.remote_address(self.data),
@@ -188,7 +194,7 @@ def make_site(plan: RoundPlan, hellos: Mapping[int, Hello], run: RunFolder, conf
     """Writes the key files of stage, learner rank 0 and guests (`darts engine --join`)."""
     if not plan.uses_keys:
         plan.rank_names(hellos)
-        return Site(sockets=plan.sockets, host=plan.host, port=plan.port)
+        return plan.site
     names = plan.rank_names(hellos)
     keys = allowed_keys(dict(enumerate(names)), hellos, {names[0]: plan.own, "": plan.guest})
     listen_keys = ListenKeys(
@@ -205,10 +211,8 @@ def make_site(plan: RoundPlan, hellos: Mapping[int, Hello], run: RunFolder, conf
         config=config,
     )
     write_private(run.path / "join.key", guest)
-    return Site(
-        sockets=plan.sockets,
-        host=plan.host,
-        port=plan.port,
+    return replace(
+        plan.site,
         listen_keys=write_private(plan.sockets / "stage.key", listen_keys),
         peer_keys=write_private(plan.sockets / f"{names[0]}.key", peer_keys),
     )

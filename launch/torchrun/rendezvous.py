@@ -8,12 +8,11 @@ secret (`--secret`) both sides sign their messages, and unsigned messages are ig
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import hmac
 import time
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import msgspec
 
@@ -53,6 +52,7 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     resume: str  # a checkpoint, or ''
     host: str  # rendezvous of the learner ranks
     port: int
+    ranks_store: str = ""  # file that stands for it where there is one machine
     micro_batch_tokens: int  # see `pipeline.system.micro_batch_limit`
     control: str
     data: str
@@ -60,6 +60,18 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     learners: int = 0  # learner ranks on this rank's machine; they come first there
     server: str  # the stage's public key; '': one machine, no keys
     refused: str = ""  # why this rank cannot take part
+
+
+class RunPlace(msgspec.Struct, frozen=True, kw_only=True):
+    """Rank 0's word to itself after a restart, where no --out names the folder."""
+
+    path: str
+
+
+class Confirmed(msgspec.Struct, frozen=True, kw_only=True):
+    """A rank has taken its assignment."""
+
+    number: str
 
 
 class SharedSecret:
@@ -85,8 +97,19 @@ class SharedSecret:
         return hmac.new(self._secret, key.encode() + b"\0" + body, hashlib.sha256).hexdigest()
 
 
-def _read(store: Store, secret: SharedSecret, key: str) -> bytes | None:
-    return secret.verified_message(key, store.get(key)) if store.check([key]) else None
+_T = TypeVar("_T", bound=msgspec.Struct)
+
+
+def read_message(store: Store, secret: SharedSecret, key: str, kind: type[_T]) -> _T | None:
+    """Returns the message under a key; None if there is none, or it is not sealed with our secret,
+    or not of this kind: a stranger's word counts as not said."""
+    body = secret.verified_message(key, store.get(key)) if store.check([key]) else None
+    if body is None:
+        return None
+    try:
+        return decode_json(body, key, kind)
+    except UnreadableFile:
+        return None
 
 
 def host_rendezvous(
@@ -109,9 +132,8 @@ def host_rendezvous(
     while True:
         now_heard: dict[int, Hello] = {}
         for rank in others:
-            if (body := _read(store, secret, f"darts/hello/{rank}")) is not None:
-                with contextlib.suppress(UnreadableFile):  # a stranger's word counts as not said
-                    now_heard[rank] = decode_json(body, f"hello of rank {rank}", Hello)
+            if hello := read_message(store, secret, f"darts/hello/{rank}", Hello):
+                now_heard[rank] = hello
         assignments: Mapping[int, Assignment] = {}
         if len(now_heard) == len(others):
             assignments = answer(now_heard)
@@ -123,7 +145,7 @@ def host_rendezvous(
             confirmed = [
                 rank
                 for rank in others
-                if store.check([f"darts/here/{assignments[rank].round}/{now_heard[rank].number}"])
+                if read_message(store, secret, _here(assignments[rank], now_heard[rank]), Confirmed)
             ]
             if len(confirmed) == len(others):
                 return heard
@@ -147,20 +169,21 @@ def join_rendezvous(
     store.set(said, secret.sign_message(said, hello))
     key = f"darts/place/{hello.number}"
     deadline = time.monotonic() + limit_s
-    while (body := _read(store, secret, key)) is None:
+    while (assignment := read_message(store, secret, key, Assignment)) is None:
         if time.monotonic() > deadline:
             raise RendezvousError(
                 f"rank 0 has not answered within {limit_s:.0f} s (or has another --secret)"
             )
         time.sleep(POLL_S)
-    try:
-        assignment: Assignment = decode_json(body, "the answer of rank 0", Assignment)
-    except UnreadableFile as error:
-        raise RendezvousError(str(error)) from error
-    store.set(f"darts/here/{assignment.round}/{hello.number}", "")
+    here = _here(assignment, hello)
+    store.set(here, secret.sign_message(here, Confirmed(number=hello.number)))
     if assignment.refused:
         raise RendezvousError(assignment.refused)
     return assignment
+
+
+def _here(assignment: Assignment, hello: Hello) -> str:
+    return f"darts/here/{assignment.round}/{hello.number}"
 
 
 def allowed_keys(

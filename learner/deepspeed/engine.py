@@ -52,6 +52,7 @@ from deepspeed import comm  # noqa: E402
 for _name in _LEFT_OUT:
     del sys.modules[_name]
 
+from learner.rank_store import store_of  # noqa: E402
 from pipeline.config import deepspeed_json  # noqa: E402
 from pipeline.config.schema import LearnerConfig  # noqa: E402
 
@@ -79,8 +80,11 @@ def device_of(local_rank: int) -> torch.device:
 
 
 def join_ranks() -> None:
-    """Form the learner's process group from MASTER_ADDR, MASTER_PORT, RANK and WORLD_SIZE."""
+    """Form the learner's process group from MASTER_ADDR, MASTER_PORT, RANK and WORLD_SIZE; see
+    `learner.rank_store`. DeepSpeed takes the group that is there."""
     backend = "nccl" if torch.cuda.is_available() else "gloo"
+    store, rank, world = store_of(os.environ)
+    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world)
     with build_lock.no_stale_locks():
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
 
@@ -214,9 +218,7 @@ class Zero:
         value = float(norm.item()) / normaliser
         return value < GRADIENT_LIMIT and float(norm.item()) < GRADIENT_LIMIT
 
-    def step(
-        self, normaliser: float, updates: int, rate_scale: float = 1.0
-    ) -> dict[str, float]:
+    def step(self, normaliser: float, updates: int, rate_scale: float = 1.0) -> dict[str, float]:
         """Divide by the normaliser, clip, and apply (a collective); clears the gradients.
 
         Args:

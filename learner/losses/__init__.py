@@ -60,8 +60,8 @@ class Loss(Protocol):
       They are then counted, but not computed.
     - `aggregate`: `token`, `sequence`, `group` or `constant`, what `learner.aggregate: auto`
       means with it; `token` without.
-    - `own_importance`: True if it corrects for stale tokens itself, or not at all: `learner.importance`
-      is not applied.
+    - `own_importance`: True if it corrects for stale tokens itself, or not at all:
+      `learner.importance` is not applied.
     - `whole_groups`: True if it compares the members of a group. They then share a micro-batch,
       also one above `learner.tokens_per_micro_batch`.
     - `step_scale(sums: dict[str, float]) -> float`: asked once for each optimizer step, on every

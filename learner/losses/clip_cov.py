@@ -60,7 +60,5 @@ class ClipCov:
             count = min(len(able), some_of(len(places_N), options.share, rng))
             for place in rng.sample(able, count):
                 kept_BT.view(-1)[place] = 0.0
-        loss, metrics = summed(
-            batch, -gain_BT * kept_BT, ratio_BT, options, clipped_BT=clipped_BT
-        )
+        loss, metrics = summed(batch, -gain_BT * kept_BT, ratio_BT, options, clipped_BT=clipped_BT)
         return loss, {**metrics, "left_out": ((1 - kept_BT) * counts(batch)).sum().item()}

@@ -40,7 +40,7 @@ class DrpoOptions(interfaces.Options, frozen=True, kw_only=True):
     """Divergence from the old policy that is free, nats a token (delta)."""
     kl_weight: NonNegativeFloat = 1e3
     """Weight of the divergence above that (beta)."""
-    correct: float = 1.0
+    correct: PositiveFloat = 1.0
     """Reward from which on an answer is right."""
 
 

@@ -16,7 +16,7 @@ w is a member's own loss weight, tokens those that the model sampled, and the li
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple
 
 from msgspec.structs import replace
 
@@ -68,4 +68,4 @@ def aggregation_of(section: LearnerConfig, loss: Loss, max_tokens: int) -> Aggre
                 f"loss {type(loss).__name__}: aggregate is {kind!r}, expected token, sequence, "
                 "group or constant"
             )
-    return Aggregation(cast(Kind, kind), max_tokens)
+    return Aggregation(kind, max_tokens)

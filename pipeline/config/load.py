@@ -21,14 +21,15 @@ from pipeline.config.resolve import Resolver
 from pipeline.config.schema import Config, Plugin
 from pipeline.config.yaml_tree import Branch, write
 from pipeline.plugins import interfaces, registry
+from pipeline.system.terminal_text import without_passwords
 
 
 class ConfigError(Exception):
     """The configuration does not fit; `problems` has a line for each reason."""
 
     def __init__(self, problems: list[str]) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = problems
+        self.problems = [without_passwords(problem) for problem in problems]
+        super().__init__("\n".join(self.problems))
 
 
 def load(path: Path | None, overrides: Sequence[str] = ()) -> Config:
@@ -79,4 +80,3 @@ def environment_options(config: Config) -> interfaces.EnvironmentOptions | None:
     # a plug-in without options of its own is asked as any other
     plain = interfaces.EnvironmentOptions()
     return options if isinstance(options, interfaces.EnvironmentOptions) else plain
-

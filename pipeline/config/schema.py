@@ -214,8 +214,8 @@ class LearnerConfig(Section, frozen=True, kw_only=True):
     sequences; over a `group`'s tokens, then over groups; or a sum over the number of sequences and
     the `constant` `sampling.max_tokens` (Dr. GRPO). `auto`: as the loss was published."""
     entropy_bonus: NonNegativeFloat = 0.0
-    """Coefficient of the policy's entropy at each token, subtracted from the loss; its gradient keeps
-    the probabilities of the whole vocabulary in memory. 0: off."""
+    """Coefficient of the policy's entropy at each token, subtracted from the loss. Its gradient
+    keeps the probabilities of the whole vocabulary in memory. 0: off."""
     importance: Literal["auto", "off", "truncate", "mask", "sequence", "geometric"] = "auto"
     """Weights of tokens in the loss, w, learner over engine probability: `truncate` to at most
     `importance_cap`; `mask`: leave out tokens with w outside [1 / cap, cap]; `sequence`: product of
@@ -230,8 +230,8 @@ class LearnerConfig(Section, frozen=True, kw_only=True):
     """Leave out responses whose geometric mean of w is outside [1 / band, band] (ROLL: 10). They
     count in the mean. 0: none."""
     reject_drift: NonNegativeFloat = 0.0
-    """Leave out responses of negative advantage whose logprob has fallen since they were sampled, by
-    more than this a token on average, nats (DeepSeek-V3.2). They count in the mean. 0: none."""
+    """Leave out responses of negative advantage whose logprob has fallen since they were sampled,
+    by more than this a token on average, nats (DeepSeek-V3.2). They count in the mean. 0: none."""
     max_staleness: NonNegativeInt = 0
     """Weight versions that a token may be older than the weights it updates. 0: on-policy. Above 0
     the next steps' prompts go out before the update, and the loss corrects for it: it clips the

@@ -110,7 +110,7 @@ class GroupManager:
             self._request(group, trajectory)
 
     def request_group_reward(self, group: Group) -> None:
-        """Where rewards are over whole groups: ask about the chosen, in one call. In an audited group
+        """Where rewards are over groups: ask about the chosen, in one call. In an audited group
         the others are asked about once all have ended: beside the chosen, which keep the rewards
         that they are trained with."""
         if not self._core.settings.group_reward or group.state is not GroupState.CHOSEN:

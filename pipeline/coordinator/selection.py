@@ -69,8 +69,6 @@ def member_view(member: Trajectory) -> MemberView:
     )
 
 
-
-
 class Selection:
     def __init__(
         self,
@@ -159,6 +157,8 @@ class Selection:
             if group.enough:
                 self._check_signal(group)
             self._nudge(group)
+            if any(m.state is TrajectoryState.PARKED for m in group.members):
+                core.needs_update = True  # all that is left of the step may sleep now
 
     def version_known(self) -> None:
         """Continue groups whose rewards came before a resumed learner published."""

@@ -85,6 +85,8 @@ class TrainingSteps:
         core.stats = StepStats.begin(core.ledger, core.now)
         self.step_close.open()
         self._rank_tokens = dict.fromkeys(range(core.settings.ranks), 0)
+        if core.settings.keep:  # what is replayed needs no prompt
+            self._ask_batch()
         self._plan()
         self.advance()
 
@@ -307,6 +309,13 @@ class TrainingSteps:
         if core.stats.nonfinite:
             self._skipped("every loss that it tried was not finite")
             return
+        if self.state.exhausted and not self.state.opened and not self._group_manager.deferred:
+            # Every step from here on would be as empty: the run ends with its data.
+            done = f"after {core.step} of {core.settings.steps} steps"
+            why = "the data is at its end: prompt_order has no more prompts"
+            core.report("warning", text=f"{why}; the run ends {done}")
+            core.settings = msgspec.structs.replace(core.settings, steps=core.step)
+            return
         self.state.skipped = 0  # not in a row any more
         core.report("warning", text=f"step {core.step + 1}: no group with a signal, no update")
         self._report_step({}, {})
@@ -374,6 +383,7 @@ class TrainingSteps:
 
     def _skipped(self, why: str) -> None:
         self.state.skipped += 1
+        self._scheduler.wake()  # the step has ended, without an update
         self._core.report(
             "warning",
             text=f"step {self._core.step + 1} skipped ({self.state.skipped} in a row): {why}",

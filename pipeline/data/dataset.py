@@ -270,8 +270,7 @@ class _Loading:
     ) -> list[int] | str:
         """Return the prompt's ids, [] to leave it out, or a complaint.
 
-        `variants`: what may stand behind it, or what is wrong with that; the longest counts
-        with it.
+        `variants`: what may stand behind it, or what is wrong with that; the longest counts too.
         """
         if not ids:
             return "has no token, expected at least one"

@@ -8,6 +8,7 @@ prompts.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -19,8 +20,8 @@ LEAST_BYTES = 512 << 20
 MOST_TIMES = 100
 """What a file may unfold to, in its own sizes: text that is compressed well has 20."""
 _ROWS = 1024  # unfolded at once
-_FEW_ROWS = 16  # where values are stored as their difference from the one before
-_OF_A_VALUE = 64  # bytes of a Python object, about
+_FEW_ROWS = 16  # where texts come unfolded
+_OF_A_VALUE, _OF_A_ROW = 64, 256  # bytes of Python's objects, about
 
 
 class TooLarge(Exception):
@@ -40,20 +41,47 @@ def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
     from pyarrow import parquet
 
     size = path.stat().st_size
-    most = max(LEAST_BYTES, MOST_TIMES * size)
-    with parquet.ParquetFile(path) as file:
-        stored, few = _layout(file)
+    left = most = max(LEAST_BYTES, MOST_TIMES * size)
+    with contextlib.ExitStack() as opened:
+        file = opened.enter_context(parquet.ParquetFile(path))
         if _stored_bytes(file.metadata) > most:
             raise TooLarge(0, size, most)
-    row = 0
-    with parquet.ParquetFile(path, read_dictionary=stored, pre_buffer=False) as file:
-        for batch in file.iter_batches(batch_size=_FEW_ROWS if few else _ROWS):
-            most -= _unfolded_bytes(batch)
-            if most < 0:
-                raise TooLarge(row, size, max(LEAST_BYTES, MOST_TIMES * size))
-            for found in _rows(batch):
-                yield found
-                row += 1
+        flat, texts = _texts(file)
+        ways = [
+            (opened.enter_context(parquet.ParquetFile(path, read_dictionary=columns)), rows)
+            for columns, rows in ((texts, _ROWS), (flat, _FEW_ROWS))
+        ]
+        row = 0
+        for group in range(file.metadata.num_row_groups):
+            for batch in _batches(ways, group):
+                left -= _unfolded_bytes(batch)
+                if left < 0:
+                    raise TooLarge(row, size, most)
+                for found in _rows(batch):
+                    yield found
+                    row += 1
+
+
+def _batches(ways: list[tuple[Any, int]], group: int) -> Iterator[Any]:
+    """Yields the batches of a row group; where texts in lists cannot be had as they are stored,
+    which pyarrow says of some, the rest comes unfolded, a few rows at a time."""
+    import pyarrow
+
+    done = 0
+    for last, (file, rows) in enumerate(ways, start=1):
+        skip = done
+        try:
+            for batch in file.iter_batches(batch_size=rows, row_groups=[group]):
+                fresh = batch.slice(min(skip, batch.num_rows))
+                skip -= batch.num_rows - fresh.num_rows
+                done += fresh.num_rows
+                if fresh.num_rows:
+                    yield fresh
+        except pyarrow.ArrowNotImplementedError:
+            if last == len(ways):
+                raise
+        else:
+            return
 
 
 def _rows(batch: Any) -> list[dict[str, Any]]:
@@ -101,32 +129,35 @@ def _bytes_of_value(value: Any) -> int:
     if isinstance(value, str | bytes):
         return _OF_A_VALUE + len(value)
     if isinstance(value, dict):
-        return _OF_A_VALUE + sum(map(_bytes_of_value, cast(dict[str, Any], value).values()))
+        return _OF_A_ROW + sum(map(_bytes_of_value, cast(dict[str, Any], value).values()))
     if isinstance(value, list):
         return _OF_A_VALUE + sum(map(_bytes_of_value, cast(list[Any], value)))
     return _OF_A_VALUE
 
 
-def _layout(file: Any) -> tuple[list[str], bool]:
-    """(columns of text, True if any column stores differences)."""
+def _texts(file: Any) -> tuple[list[str], list[str]]:
+    """(columns of text that are no part of another, all columns of text) that can be read as they
+    are stored."""
     schema, metadata = file.schema, file.metadata
     texts = [
-        schema.column(i).path
+        (i, schema.column(i))
         for i in range(len(schema))
         if schema.column(i).physical_type == "BYTE_ARRAY"
         and schema.column(i).logical_type.type in ("STRING", "NONE", "JSON", "ENUM")
     ]
-    few = any(
-        "DELTA_BYTE_ARRAY" in metadata.row_group(group).column(column).encodings
-        for group in range(metadata.num_row_groups)
-        for column in range(metadata.num_columns)
-    )
-    return texts, few
+    whole = [column.path for i, column in texts if not _differences(metadata, i)]
+    return [path for path in whole if path in schema.names], whole
+
+
+def _differences(metadata: Any, column: int) -> bool:
+    """Whether values are stored as what differs from the one before."""
+    groups = map(metadata.row_group, range(metadata.num_row_groups))
+    return any("DELTA_BYTE_ARRAY" in group.column(column).encodings for group in groups)
 
 
 def _stored_bytes(metadata: Any) -> int:
-    """Of all pages without compression, and a place for each value, as the file says."""
-    return sum(
+    """Of all pages without compression, and a place for each value and row, as the file says."""
+    return _OF_A_ROW * metadata.num_rows + sum(
         column.total_uncompressed_size + 4 * column.num_values
         for group in range(metadata.num_row_groups)
         for column in map(metadata.row_group(group).column, range(metadata.num_columns))
@@ -134,7 +165,7 @@ def _stored_bytes(metadata: Any) -> int:
 
 
 def _unfolded_bytes(batch: Any) -> int:
-    return sum(_bytes_of(column) for column in batch.columns) + _OF_A_VALUE * batch.num_rows
+    return sum(_bytes_of(column) for column in batch.columns) + _OF_A_ROW * batch.num_rows
 
 
 def _bytes_of(array: Any) -> int:

@@ -12,12 +12,14 @@ import socket
 from collections.abc import Iterator, Mapping
 
 import prometheus_client
+from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from pipeline.coordinator.run_state import RunPhase
 from pipeline.coordinator.token_ledger import FINAL
 from pipeline.observability.live_status import RunStatus
+from pipeline.observability.metrics_server import MetricsServer
 from pipeline.observability.timing import MEANINGS
 
 LOOPBACK = "127.0.0.1"
@@ -142,10 +144,9 @@ class Prometheus(Collector):
         self._live: RunStatus | None = None
         registry = CollectorRegistry()
         registry.register(self)
+        media = prometheus_client.CONTENT_TYPE_LATEST
         try:
-            self._server, self._thread = prometheus_client.start_http_server(
-                port, LOOPBACK, registry
-            )
+            self._server = MetricsServer(LOOPBACK, port, lambda: generate_latest(registry), media)
         except OSError as error:
             raise TrackerError(port_complaint(port, error.strerror or error)) from error
 
@@ -156,9 +157,7 @@ class Prometheus(Collector):
         self._live = now
 
     def close(self) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        self._server.close()
 
     def collect(self) -> Iterator[Metric]:
         """Called by the server's thread at every request."""

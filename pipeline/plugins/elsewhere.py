@@ -33,6 +33,7 @@ NAMES: dict[str, dict[str, str]] = {
     "advantage": {
         "dr_grpo": "advantage=grpo advantage.grpo.divide_by_deviation=false",
         "dapo": "advantage=grpo advantage.grpo.drop_equal=true",
+        "rloo_vectorized": "advantage=rloo",
         "grpo_vectorized": "advantage=grpo advantage.grpo.divide_by_deviation=true",
     },
     "selector": {
@@ -44,7 +45,12 @@ NAMES: dict[str, dict[str, str]] = {
 }
 """Kind -> name elsewhere -> overrides that are the same here."""
 
-KINDS = {"loss_type": "loss", "loss_mode": "loss", "policy_loss": "loss", "adv_estimator": "advantage"}
+KINDS = {
+    "loss_type": "loss",
+    "loss_mode": "loss",
+    "policy_loss": "loss",
+    "adv_estimator": "advantage",
+}
 """Key elsewhere -> the kind of plug-in that its value names."""
 
 KEYS: dict[str, str] = {

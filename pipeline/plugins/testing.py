@@ -242,9 +242,13 @@ def illegal(group: GroupView, actions: Iterable[object]) -> list[str]:
 
 def plan_view(want: int, dataset: int, **given: Any) -> PlanView:
     """A question to a prompt order: the first of step 1, nothing open, nothing deferred."""
-    usual: dict[str, Any] = dict(
-        step=1, need=want, first=True, outstanding=frozenset(), deferred=()
-    )
+    usual: dict[str, Any] = {
+        "step": 1,
+        "need": want,
+        "first": True,
+        "outstanding": frozenset(),
+        "deferred": (),
+    }
     return PlanView(want=want, dataset=dataset, **(usual | given))
 
 
@@ -253,19 +257,19 @@ def ended_view(
 ) -> EndedView:
     """A group that has ended: trained on, of a prompt of 9 tokens, all its candidates finished."""
     lengths = tuple(lengths) or (10,) * len(rewards)
-    usual: dict[str, Any] = dict(tokens=9, tag="", censored=(False,) * len(lengths))
+    usual: dict[str, Any] = {"tokens": 9, "tag": "", "censored": (False,) * len(lengths)}
     return EndedView(prompt=prompt, rewards=tuple(rewards), lengths=lengths, **(usual | given))
 
 
 def facts_of(group: int, state: str = "ready", *, opened: int = 1, **given: Any) -> GroupFacts:
     """A live group for `batch_view`, of a prompt with its number."""
-    usual: dict[str, Any] = dict(prompt=group, tag="", version=0, rewards=(), lengths=())
+    usual: dict[str, Any] = {"prompt": group, "tag": "", "version": 0, "rewards": (), "lengths": ()}
     return GroupFacts(id=group, state=state, opened=opened, **(usual | given))
 
 
 def kept_view(group: int, prompt: int, reward: float, **given: Any) -> KeptView:
     """A group for `batch_view(kept=...)`, trained on once in step 0."""
-    usual: dict[str, Any] = dict(tag="", version=0, step=0, replays=0)
+    usual: dict[str, Any] = {"tag": "", "version": 0, "step": 0, "replays": 0}
     return KeptView(group=group, prompt=prompt, reward=reward, **(usual | given))
 
 
@@ -273,20 +277,20 @@ def batch_view(*groups: GroupFacts, need: int = 4, **given: Any) -> BatchView:
     """An open step for a batch rule, its counts and ready ids by the states of its live groups."""
     live = {facts.id: facts for facts in sorted(groups, key=lambda facts: facts.id)}
     states = [facts.state for facts in groups]
-    usual: dict[str, Any] = dict(
-        step=1,
-        taken=sum(state in ("taken", "sent", "accumulated") for state in states),
-        ready=tuple(facts.id for facts in groups if facts.state == "ready"),
-        chosen=states.count("chosen"),
-        enough=states.count("enough"),
-        open=states.count("open"),
-        held=sum(facts.held for facts in groups),
-        size=8,
-        group_size=8,
-        closing=False,
-        facts=live.__getitem__,
-        groups=lambda: tuple(live),
-    )
+    usual: dict[str, Any] = {
+        "step": 1,
+        "taken": sum(state in ("taken", "sent", "accumulated") for state in states),
+        "ready": tuple(facts.id for facts in groups if facts.state == "ready"),
+        "chosen": states.count("chosen"),
+        "enough": states.count("enough"),
+        "open": states.count("open"),
+        "held": sum(facts.held for facts in groups),
+        "size": 8,
+        "group_size": 8,
+        "closing": False,
+        "facts": live.__getitem__,
+        "groups": lambda: tuple(live),
+    }
     return BatchView(need=need, **(usual | given))
 
 
@@ -301,17 +305,27 @@ class Constant(msgspec.Struct, frozen=True):
 
 def budget_view(size: int = 8, **given: Any) -> BudgetView:
     """The step for a budget: four groups of at most 128 tokens, one engine with 64 slots."""
-    usual: dict[str, Any] = dict(
-        step=0, max_tokens=128, need=4, engines=1, slots=64, latency=Constant()
-    )
+    usual: dict[str, Any] = {
+        "step": 0,
+        "max_tokens": 128,
+        "need": 4,
+        "engines": 1,
+        "slots": 64,
+        "latency": Constant(),
+    }
     return BudgetView(size=size, **(usual | given))
 
 
 def open_view(group: int, *, sampled: int = 8, **given: Any) -> OpenView:
     """An open group for top-up, of which nothing has ended."""
-    usual: dict[str, Any] = dict(
-        size=8, sampled=sampled, finished=0, unended=sampled, enough=False, prompt=group
-    )
+    usual: dict[str, Any] = {
+        "size": 8,
+        "sampled": sampled,
+        "finished": 0,
+        "unended": sampled,
+        "enough": False,
+        "prompt": group,
+    }
     return OpenView(id=group, **(usual | given))
 
 

@@ -366,6 +366,6 @@ def describe(event: AnyEvent) -> str:
             fields = ", ".join(
                 f"{name}={getattr(event, name)}"
                 for name in event.__struct_fields__
-                if name not in ("metrics", "latency", "parts")
+                if name not in ("metrics", "latency", "parts", "pieces")
             )
             return f"{type(event).__name__} {fields}"

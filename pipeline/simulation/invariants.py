@@ -80,7 +80,7 @@ def _owed(core: CoordinatorState, group: Group, member: Trajectory) -> bool:
 
 
 def _check_fork(group: Group, member: Trajectory) -> None:
-    """A fork begins as its origin does, under the same prompt; what it began with is not its own."""
+    """A fork begins as its origin, behind the same prompt; what it began with is not its own."""
     _hold((member.fork >= 0) == (member.prefix > 0), f"{member.id} is half a fork")
     _hold(member.own >= 0, f"trajectory {member.id} lacks tokens that it began with")
     origin = group.member(member.fork)

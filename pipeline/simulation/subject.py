@@ -22,8 +22,10 @@ _DRAWN = (
 )
 """Settings of a small run that it draws itself."""
 _NONE: dict[str, Any] = {
-    **{name: () for name in ("held_out_tags", "eval_sets", "sources")},
-    **{"eval_best": "", "turns": 0, "turn_tokens": 0},
+    **dict.fromkeys(("held_out_tags", "eval_sets", "sources"), ()),
+    "eval_best": "",
+    "turns": 0,
+    "turn_tokens": 0,
 }
 """What small runs have not."""
 

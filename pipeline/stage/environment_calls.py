@@ -179,4 +179,6 @@ def pieces_of(
 
 def prompt_text(item: Item, variant: str, tokenizer: Tokenizer) -> str:
     """A prompt as the model read it, with what its variant put behind it."""
+    if not variant:
+        return item.prompt
     return item.prompt + tokenizer.decode(ints(item.tokens_behind(variant)).tolist())

@@ -32,9 +32,7 @@ def read_limit(run: RunFolder, setting: int) -> int:
     except untrusted_files.UnreadableFile as error:
         if error.missing:
             return setting
-        raise RunError(
-            f"{error}; remove it to use learner.tokens_per_micro_batch"
-        ) from error
+        raise RunError(f"{error}; remove it to use learner.tokens_per_micro_batch") from error
     return min(setting, kept.tokens) if kept.setting == setting else setting
 
 

@@ -11,26 +11,29 @@ _UNSHOWN = (
     *(*range(0x2028, 0x202F), *range(0x2066, 0x206A)),
     *range(0xD800, 0xE000),  # halves of surrogate pairs
 )
-_LOGIN = re.compile(r"(?<=://)[^/\s'\"]*@")
+_USER = re.compile(r"(?<=://)[^\s/@'\"]{1,512}@")
+_TOKEN = re.compile(
+    r"([?&][\w-]*(?:token|secret|passw|key|credential|signature)[\w-]*=)[^&\s'\"]+", re.I
+)
 _TABLE = {code: ascii(chr(code))[1:-1] for code in _UNSHOWN if chr(code) not in "\n\t"}
 
 
+def without_passwords(text: str) -> str:
+    """Leave out user and password of every address in a text, and tokens among its parameters.
+
+    >>> without_passwords("http://me:secret@host:8000/path")
+    'http://***@host:8000/path'
+    """
+    return _TOKEN.sub(r"\1***", _USER.sub("***@", text)) if "://" in text else text
+
+
 def printable(text: str) -> str:
-    """Escape control characters; line ends and tabs stay.
+    """Escape control characters, and leave out passwords; line ends and tabs stay.
 
     >>> printable("one\\x1b[2Jtwo\\n")
     'one\\\\x1b[2Jtwo\\n'
     """
-    return text.translate(_TABLE)
-
-
-def without_logins(text: str) -> str:
-    """Leave user and password out of the addresses in a text.
-
-    >>> without_logins("url: http://me:secret@judge:8000/score")
-    'url: http://judge:8000/score'
-    """
-    return _LOGIN.sub("", text)
+    return without_passwords(text).translate(_TABLE)
 
 
 def printable_values(value: Any) -> Any:

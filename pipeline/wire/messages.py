@@ -124,7 +124,6 @@ CLOSE, CLOSE_WITH_PASSES = "optimizer step", "passes and optimizer steps"
 PUBLISH = "publishing weights"
 
 
-
 class Spans(Message, frozen=True, kw_only=True):
     """Work of a peer since its last report; sent before the answer to that work."""
 

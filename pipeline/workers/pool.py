@@ -128,7 +128,9 @@ class WorkerPool:
     ) -> Scored | Followed:
         """Call the plug-in with one sample. Raises RewardFailed; NoOpinion; CancelledError
         after `cancel_call`."""
-        [found] = await self._answer(WorkerJob([sample], [] if trajectory is None else [trajectory]))
+        [found] = await self._answer(
+            WorkerJob([sample], [] if trajectory is None else [trajectory])
+        )
         if isinstance(found, Exception):
             raise found
         return found
@@ -356,7 +358,7 @@ class RewardPool(WorkerPool):
     async def score_group(
         self, samples: Sequence[Sampled], trajectories: Sequence[int]
     ) -> list[Result]:
-        """Score a whole group by the reward's `score_group`: a result for each. Raises RewardFailed;
+        """Score a group by the reward's `score_group`: a result for each. Raises RewardFailed;
         CancelledError once `cancel_call` has named all of them."""
         return await self._answer(WorkerJob(samples, trajectories, whole=True))
 

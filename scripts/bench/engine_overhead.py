@@ -21,8 +21,8 @@ from typing import Any
 import msgspec
 
 from launch.commands.train import identify
-from launch.launcher.local import Launcher
 from launch.launcher.environment import clean_environment
+from launch.launcher.local import Launcher
 from launch.launcher.processes import Child, end_all
 from launch.run_files.jsonl import all_lines
 from pipeline.config.load import load

@@ -18,7 +18,7 @@ def compare_command(
     methods: Annotated[
         str,
         typer.Option(
-            help="names or sets (ablation, ends, quick), separated by commas; sync:5 has five seeds; "
+            help="names or sets (ablation, ends, quick) with commas between; sync:5 is five seeds; "
             "mine=FILE.yaml is one of your own",
             show_default="all, with --recipes sync",
         ),
@@ -109,7 +109,9 @@ def compare_command(
             raise ValueError(f"{min(twice)}: named as a method and as a recipe; leave one out")
     except ValueError as error:
         why = f"expected a number of seeds after a colon ({error})"
-        exit_with_error(f"--methods {methods}: {why if 'invalid literal' in str(error) else error}", 2)
+        exit_with_error(
+            f"--methods {methods}: {why if 'invalid literal' in str(error) else error}", 2
+        )
     wanted = Comparison(
         config=config or Path("configs/long.yaml" if pace else "configs/bench.yaml"),
         folder=folder,

@@ -39,9 +39,7 @@ class Gpg:
 
     def of_step(self, groups: Sequence[GroupOutcome]) -> Sequence[Advantages]:
         """The same, scaled by the share of members whose group has a signal."""
-        with_signal = [
-            np.ptp([member.reward for member in group.members]) > 0 for group in groups
-        ]
+        with_signal = [np.ptp([member.reward for member in group.members]) > 0 for group in groups]
         members = sum(len(group.members) for group in groups)
         counted = sum(
             len(group.members) for group, signal in zip(groups, with_signal, strict=True) if signal

@@ -22,9 +22,6 @@ from pipeline.plugins.ranges import NonEmpty, NonNegativeInt, Share
 from pipeline.plugins.registry import register
 from pipeline.plugins.views import BudgetView, OpenView, PromptView
 
-
-
-
 Columns = Annotated[
     tuple[NonEmpty, ...], Meta(min_length=1, description="one or more, none of them empty")
 ]

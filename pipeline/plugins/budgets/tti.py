@@ -22,9 +22,6 @@ from pipeline.plugins.ranges import PositiveInt
 from pipeline.plugins.registry import register
 from pipeline.plugins.views import BudgetView, OpenView, PromptView
 
-
-
-
 Turns = Annotated[
     tuple[PositiveInt, ...], Meta(min_length=1, description="one or more, each at least 1")
 ]

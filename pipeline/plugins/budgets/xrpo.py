@@ -74,9 +74,7 @@ def half_width(spread: float, count: int, alpha: float) -> float:
     return t_quantile(alpha, count - 1) * spread / math.sqrt(count)
 
 
-def priority(
-    spread: float, count: int, rollouts: int, options: XrpoOptions
-) -> float:
+def priority(spread: float, count: int, rollouts: int, options: XrpoOptions) -> float:
     """What one more candidate is worth to a group.
 
     Args:

@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 
 from pipeline.plugins.actions import Plan
-from pipeline.plugins.ranges import AtLeastOne, NonNegativeFloat, NonNegativeInt
+from pipeline.plugins.ranges import AtLeastOne, NonNegativeInt
 from pipeline.plugins.registry import register
 from pipeline.plugins.views import EndedView, PlanView
 from pipeline.plugins.walk import OrderOptions, Walk, deferred_and_free
@@ -29,7 +29,7 @@ from pipeline.plugins.walk import OrderOptions, Walk, deferred_and_free
 class MixingOptions(OrderOptions, frozen=True, kw_only=True):
     """Options of the `mixing` order."""
 
-    mix: dict[str, NonNegativeFloat] = {}  # noqa: RUF012  copied by msgspec
+    mix: dict[str, float] = {}  # noqa: RUF012  copied by msgspec
     """Weight of each kind of prompt; every tag of the data has one. Empty: by number of prompts."""
     after: NonNegativeInt = 50
     """Completed candidates before weights are corrected."""
@@ -37,8 +37,9 @@ class MixingOptions(OrderOptions, frozen=True, kw_only=True):
     """Largest factor of a correction, up and down."""
 
     def problems(self, group_size: int) -> Iterator[str]:
-        if self.mix and not any(self.mix.values()):
-            yield f"mix is {self.mix}, but one weight at least must be above 0"
+        weights = self.mix.values()
+        if weights and (min(weights) < 0 or not any(weights)):  # of a dictionary no range is read
+            yield f"mix is {self.mix}, but weights are at least 0, and one is above"
 
 
 def corrected(

@@ -27,6 +27,7 @@ _SENT = ("prompt", "response", "answer", "finish", "tokens", "columns")
 _AGAIN = frozenset({429, 500, 502, 503, 504})  # it may be better in a moment
 _ANSWER_BYTES = 16 << 20
 _LOGIN = re.compile(r"^([^/]*:?//)[^/?#]*@")
+_SECRET = re.compile("token|secret|passw|api_?key|credential|signature", re.IGNORECASE)
 
 
 class ServerError(Exception):
@@ -58,6 +59,13 @@ class HttpOptions(RewardOptions, frozen=True, kw_only=True):
         else:
             if url.scheme not in ("http", "https") or not url.host:
                 yield f"url is {_shown(self.url)!r}, expected http://host:port/path"
+            secret = [key for key in url.params if _SECRET.search(key)]
+            if url.userinfo or secret:
+                what = "a user or password" if url.userinfo else f"the parameter {secret[0]}"
+                yield (
+                    f"url has {what} in it, which would be kept in config.yaml and in logs: put a "
+                    "token into a variable and name that in bearer_env"
+                )
 
     def worker_problems(self, workers: WorkerSettings) -> Iterator[str]:
         longest = self.tries * self.timeout_s + sum(_pauses(self.tries, self.pause_s))

@@ -57,9 +57,9 @@ class Dot:
         if not group.unended:
             yield finalize(members, "all that were sampled")
             return
-        if len(group.unended) > 1 or len(members) < 2:
+        options, [*others, last] = self._options, list(group.unended)
+        if others or len(members) < 2:
             return
-        options, [last] = self._options, group.unended
         if all(m.reward is not None and m.reward >= options.right for m in members):
             lengths = [member.tokens for member in members]
             limit = threshold(lengths, options.deviations, options.least_deviation)

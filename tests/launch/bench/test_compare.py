@@ -128,7 +128,7 @@ def test_files_and_recipes_are_methods_of_their_own(tmp_path: Path) -> None:
     assert load(CONFIG, own["mine"].settings(4)).selector.name == "first_m"
     more, counts = recipe_methods("gfpo:2,all", 3)
     assert counts["gfpo"] == 2
-    assert list(counts)[0] == "gfpo"
+    assert next(iter(counts)) == "gfpo"
     assert set(counts) == set(more) == set(recipes.builtin_names())
     for wrong, says in ((f"sync={mine}", "a method of this name"), ("m=no.yaml", "no such file")):
         with pytest.raises(ValueError, match=says):

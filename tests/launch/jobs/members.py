@@ -11,7 +11,7 @@ HINT = "answer:0.5"
 
 
 class Explore:
-    """A group one of whose members is long gets a fork of it, and one with a hint; then all train."""
+    """A group with a long member gets a fork of it, and one with a hint; then all are trained on."""
 
     wants = Wants(every=8)
     variants = (HINT,)

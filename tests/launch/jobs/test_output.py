@@ -22,7 +22,7 @@ def started(run: Path, out: int, *settings: str) -> subprocess.Popen[bytes]:
     words = ["train", "configs/quickstart.yaml", "--out", str(run), *QUICK, *SIMULATED, *settings]
     return subprocess.Popen(
         [sys.executable, "-m", "launch.cli", *words], cwd=ROOT, stdout=out, stderr=out,
-        stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=heed_ctrl_c,
+        stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=heed_ctrl_c,  # noqa: PLW1509  one call, no locks
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.launcher.oom import KILLED, MemoryWatch, own_groups, peak_bytes
 from launch.launcher.environment import clean_environment
+from launch.launcher.oom import KILLED, MemoryWatch, own_groups, peak_bytes
 from launch.launcher.processes import Child
 from launch.torchrun.engine_supervisor import supervise
 from tests.launch.launcher.test_processes import until

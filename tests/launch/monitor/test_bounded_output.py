@@ -67,15 +67,13 @@ def test_a_reader_that_stands_still_holds_nobody_up_and_text_is_counted(
     thread.start()
     thread.join(30)
     assert not thread.is_alive(), "the count comes once there is room"
-    assert len(got) <= MOST_BYTES + 200
+    assert len(got) <= MOST_BYTES + (256 << 10), "that, and what the pipe holds"
 
 
 @pytest.mark.fault("the reader of what a run shows leaves, or its disk is full", part="people",
                    by="file")  # fmt: skip
 @pytest.mark.parametrize("how", ["left", "full", "closed"])
-def test_output_that_fails_raises_nothing(
-    pipe: tuple[int, int], tmp_path: Path, how: str
-) -> None:
+def test_output_that_fails_raises_nothing(pipe: tuple[int, int], tmp_path: Path, how: str) -> None:
     """Promise: nothing is raised, and nothing waits; it is told once, in logs/launcher.log.
     Bound: at that write.
     """

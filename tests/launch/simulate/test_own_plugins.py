@@ -112,7 +112,7 @@ def test_exploration_of_ones_own_plugin_names_it_and_says_how_to_run_it_again(mo
     assert result.exit_code == 1
     assert f'{module}.py", line 7, in decide' in result.output
     assert "selector Raises" in result.output
-    again = [line for line in result.output.splitlines() if line.startswith("again: darts ")][0]
+    again = next(n for n in result.output.splitlines() if n.startswith("again: darts "))
     assert f"selector={module}:Raises --seed" in again
 
 

@@ -1,4 +1,4 @@
-"""Members of one group with prompts of their own: packed by prompt, exact whatever shares a call."""
+"""Members of one group with their own prompts: packed by prompt, exact whatever shares a call."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ def with_hints(number: int, hints: int = 2) -> TrainGroup:
     """A group of six; each second member has one of so many hints behind the prompt."""
     rng = random.Random(number)
     group = group_of(number, members=6, weight=1.0)
-    texts = [bytes(np.array([rng.randrange(2, 20) for _ in range(3 + n)], "<i4")) for n in range(hints)]
+    texts = [
+        bytes(np.array([rng.randrange(2, 20) for _ in range(3 + n)], "<i4")) for n in range(hints)
+    ]
     members = [
         msgspec.structs.replace(m, prompt=group.prompt + texts[n // 2 % hints]) if n % 2 else m
         for n, m in enumerate(group.members)
@@ -66,9 +68,7 @@ def worst(found: dict[int, Any], expected: dict[int, torch.Tensor]) -> float:
 @pytest.mark.parametrize("whole", [False, True], ids=["split", "whole groups"])
 @pytest.mark.parametrize("cap", [4096, 60])
 @torch.no_grad()
-def test_logprobs_are_those_after_the_members_own_prompt(
-    model: Any, cap: int, whole: bool
-) -> None:
+def test_logprobs_are_those_after_the_members_own_prompt(model: Any, cap: int, whole: bool) -> None:
     groups = [with_hints(1), with_hints(2, hints=3), group_of(3, weight=1.0)]
     expected = alone(model, groups)
     found: dict[int, torch.Tensor] = {}
@@ -123,7 +123,9 @@ def test_a_version_is_closed_after_the_members_own_prompt(model: Any) -> None:
     order = CloseVersion(
         version=3,
         prompts={group.group: group.prompt},
-        chunks=tuple(StreamedChunk(group.group, m.trajectory, 0, m.response) for m in group.members),
+        chunks=tuple(
+            StreamedChunk(group.group, m.trajectory, 0, m.response) for m in group.members
+        ),
         own={m.trajectory: m.prompt for m in group.members if m.prompt},
     )
 
@@ -137,5 +139,7 @@ def test_a_version_is_closed_after_the_members_own_prompt(model: Any) -> None:
     for pieces in closer.close(order, lambda: False):
         for piece in pieces:
             values = np.frombuffer(piece.logprobs, "<f4")
-            found[piece.trajectory] = np.concatenate([found.get(piece.trajectory, values[:0]), values])
+            found[piece.trajectory] = np.concatenate(
+                [found.get(piece.trajectory, values[:0]), values]
+            )
     assert worst(found, alone(model, [group])) < 1e-4

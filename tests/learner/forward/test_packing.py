@@ -82,5 +82,7 @@ def test_parts_of_one_owner_stay_together_when_groups_have_to_stay_whole() -> No
                 places.setdefault(owners[part.group], set()).add(place)
         assert all(len(found) == 1 for found in places.values())
         found = [(p.group, index) for batch in batches for p in batch for index in p.members]
-        every = [(at, index) for at, (_, members) in enumerate(groups) for index in range(len(members))]
+        every = [
+            (at, index) for at, (_, members) in enumerate(groups) for index in range(len(members))
+        ]
         assert sorted(found) == every

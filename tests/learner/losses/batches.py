@@ -18,7 +18,7 @@ def batch_of(
     logprobs_BT = torch.tensor(ratios).log().requires_grad_()
     old_BT = torch.zeros_like(logprobs_BT).detach()
     advantages_B = torch.tensor(advantages)
-    fields: dict[str, torch.Tensor] = {
+    fields: dict[str, Any] = {
         "old_logprobs_BT": old_BT,
         "behaviour_BT": old_BT,
         "mask_BT": torch.ones_like(old_BT),

@@ -59,7 +59,9 @@ def test_pieces_of_a_batch_sum_to_the_whole(name: str, options: dict[str, Any]):
     for rows_B, (_, part_BT, _) in parts:
         torch.testing.assert_close(part_BT, gradient_BT[rows_B], rtol=1e-4, atol=1e-6)
     for key, whole in sums(metrics).items():
-        assert sum(found[key] for _, (_, _, found) in parts) == pytest.approx(whole, rel=1e-4, abs=1e-5)
+        assert sum(found[key] for _, (_, _, found) in parts) == pytest.approx(
+            whole, rel=1e-4, abs=1e-5
+        )
 
 
 @pytest.mark.parametrize("name, options", LOSSES)
@@ -101,7 +103,11 @@ def test_a_member_that_is_called_silent_adds_nothing(name: str, options: dict[st
 
 
 def test_most_losses_are_silent_without_advantage_and_none_with_a_divergence():
-    silent = {name for name in registry.builtin_names("loss") if getattr(made(name, {}), "silent_without_advantage", False)}
+    silent = {
+        name
+        for name in registry.builtin_names("loss")
+        if getattr(made(name, {}), "silent_without_advantage", False)
+    }
     assert silent >= {"dapo", "gspo", "cispo", "sapo", "gmpo", "reinforce", "minpro"}
     assert not silent & {"vcpo", "drpo", "clip_cov", "kl_cov"}
     for name in silent:
@@ -123,7 +129,9 @@ def test_a_loss_leaves_its_batch_as_it_was_and_answers_alike_again(
 
 def tensors(batch: LossBatch) -> dict[str, torch.Tensor]:
     found = {name: getattr(batch, name) for name in LossBatch.__slots__}
-    return {name: value.detach() for name, value in found.items() if isinstance(value, torch.Tensor)}
+    return {
+        name: value.detach() for name, value in found.items() if isinstance(value, torch.Tensor)
+    }
 
 
 @pytest.mark.parametrize("name", registry.builtin_names("loss"))

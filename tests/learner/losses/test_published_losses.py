@@ -70,14 +70,22 @@ def trl_clipped(batch: LossBatch, low: float, high: float, level: str) -> Any:
 
 def test_dapo_is_trls_token_loss():
     batch = plain()
-    agrees(Dapo(DapoOptions(clip_low=0.2, clip_high=0.28)), batch, trl_clipped(batch, 0.2, 0.28, "token"))
+    agrees(
+        Dapo(DapoOptions(clip_low=0.2, clip_high=0.28)),
+        batch,
+        trl_clipped(batch, 0.2, 0.28, "token"),
+    )
 
 
 @pytest.mark.parametrize("low, high", [(3e-4, 4e-4), (0.1, 0.15)])
 def test_gspo_is_trls_loss_of_level_sequence(low: float, high: float):
     """Every token carries its sequence's ratio, so a sum over tokens is length times the loss."""
     batch = plain()
-    agrees(Gspo(GspoOptions(clip_low=low, clip_high=high)), batch, trl_clipped(batch, low, high, "sequence"))
+    agrees(
+        Gspo(GspoOptions(clip_low=low, clip_high=high)),
+        batch,
+        trl_clipped(batch, low, high, "sequence"),
+    )
 
 
 def test_gspo_by_hand():
@@ -171,7 +179,7 @@ def test_dual_clip_bounds_what_a_bad_token_may_cost():
 
 
 def test_mastered_tokens_of_a_sure_right_answer_are_not_trained_on():
-    """METHODS-MORE, UloRL: p = [.999, .5, .99], H .1 -> mask [1, 0, 1]; H .2 or reward 0 -> none."""
+    """METHODS-MORE, UloRL: p = [.999, .5, .99], H .1 -> mask [1, 0, 1]; H .2, or reward 0: none."""
     old_BT = torch.tensor([[0.999, 0.5, 0.99]]).log().repeat(3, 1)
     batch = changed(
         batch_of([[1.0] * 3] * 3, [1.0] * 3, rewards_B=torch.tensor([1.0, 1.0, 0.0])),
@@ -193,9 +201,13 @@ def test_minpro_weighs_by_the_least_ratio_of_the_prefix():
     assert least_before(rho, torch.ones(1, 4)).tolist()[0] == pytest.approx([1, 1.1, 0.8, 0.8])
     _, gradient_BT, _ = outcome(Minpro(), batch_of(rho.tolist(), [-1.0]))
     assert gradient_BT.tolist()[0] == pytest.approx([1.1, 0.88, 0.96, 0.72])
-    _, gradient_BT, _ = outcome(Minpro(MinproOptions(prefix_at_most_one=True)), batch_of(rho.tolist(), [-1.0]))
+    _, gradient_BT, _ = outcome(
+        Minpro(MinproOptions(prefix_at_most_one=True)), batch_of(rho.tolist(), [-1.0])
+    )
     assert gradient_BT.tolist()[0] == pytest.approx([1.1, 0.8, 0.96, 0.72])
-    _, gradient_BT, metrics = outcome(Minpro(MinproOptions(most=1.0)), batch_of(rho.tolist(), [-1.0]))
+    _, gradient_BT, metrics = outcome(
+        Minpro(MinproOptions(most=1.0)), batch_of(rho.tolist(), [-1.0])
+    )
     assert gradient_BT.tolist()[0] == pytest.approx([1.0, 0.88, 0.96, 0.72])
     assert metrics["clipped"] == 1
 
@@ -239,7 +251,6 @@ def test_vcpo_scales_the_rate_by_the_effective_sample_size():
     _, gradient_BT, metrics = outcome(loss, batch_of(rows, [1.0] * 4))
     sums = {"_weight": 4.5, "_weight_squared": 6.25, "_sequences": 4.0}
     assert {name: metrics[name] for name in sums} == pytest.approx(sums)
-    assert 4.5**2 / 6.25 == pytest.approx(3.24)
     assert loss.step_scale(metrics) == pytest.approx(0.9)
     assert Vcpo(VcpoOptions(scaling="linear")).step_scale(metrics) == pytest.approx(0.81)
     assert Vcpo(VcpoOptions(target=0.5)).step_scale(metrics) == 1.0
@@ -275,7 +286,11 @@ def drpo_batch() -> LossBatch:
     batch = batch_of([[1.0] * 4] * 4, [1.0, 1.0, -1.0, -1.0], mask_BT=mask_BT)
     weights_B = torch.full((4,), 1 / 8)  # a mean over groups of one of 8 tokens
     return changed(
-        batch, logprobs_BT=logprobs_BT, old_logprobs_BT=logprobs_BT, weights_B=weights_B, max_tokens=8
+        batch,
+        logprobs_BT=logprobs_BT,
+        old_logprobs_BT=logprobs_BT,
+        weights_B=weights_B,
+        max_tokens=8,
     )
 
 
@@ -325,7 +340,9 @@ def test_clip_cov_leaves_out_tokens_whose_covariance_is_in_its_band():
     _, gradient_BT, metrics = outcome(ClipCov(options), covariance_batch())
     assert gradient_BT.tolist() == [[-1, 0, -1], [1, 1, 1]]
     assert metrics["left_out"] == 1
-    _, gradient_BT, _ = outcome(ClipCov(ClipCovOptions(share=1.0, low=1.0, high=2.9)), covariance_batch())
+    _, gradient_BT, _ = outcome(
+        ClipCov(ClipCovOptions(share=1.0, low=1.0, high=2.9)), covariance_batch()
+    )
     assert gradient_BT.tolist() == [[-1, -1, -1], [1, 1, 1]]
 
 
@@ -377,4 +394,6 @@ def test_vespos_gate_is_one_at_ratio_one_and_closes_on_both_sides():
     rows = [[1.0, 1.0], [8.0, 8.0], [0.1, 0.1]]
     _, gradient_BT, _ = outcome(Vespo(), batch_of(rows, [1.0] * 3))
     own = [-value for value in gradient_BT[:, 0].tolist()]
-    assert own == pytest.approx([1.0, math.exp(3) * 64**2 * math.exp(-192), math.exp(3) * 1e-4 * math.exp(-0.03)], rel=1e-4)
+    assert own == pytest.approx(
+        [1.0, math.exp(3) * 64**2 * math.exp(-192), math.exp(3) * 1e-4 * math.exp(-0.03)], rel=1e-4
+    )

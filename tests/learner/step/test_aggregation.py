@@ -126,7 +126,9 @@ def mean_by_hand(model: Any, groups: Sequence[TrainGroup], kind: Kind) -> torch.
                 means += [(w, w * loss.mean()) for w, loss in terms]
             case "group":
                 tokens = sum(w * len(loss) for w, loss in terms)
-                means.append((1.0, sum((w * loss.sum() for w, loss in terms), torch.zeros(())) / tokens))
+                means.append(
+                    (1.0, sum((w * loss.sum() for w, loss in terms), torch.zeros(())) / tokens)
+                )
             case "constant":
                 means += [(w * LIMIT, w * loss.sum()) for w, loss in terms]
     whole = sum((total for _, total in means), torch.zeros(()))
@@ -136,9 +138,7 @@ def mean_by_hand(model: Any, groups: Sequence[TrainGroup], kind: Kind) -> torch.
 def step_of(
     rank: PlainRank, loss: Loss, section: LearnerConfig, kind: type[LearnerStep] = SingleUpdateStep
 ) -> LearnerStep:
-    passes = Passes(
-        cast(Zero, rank), loss, section, temperature=TEMPERATURE, max_tokens=LIMIT
-    )
+    passes = Passes(cast(Zero, rank), loss, section, temperature=TEMPERATURE, max_tokens=LIMIT)
     return MultiUpdateStep(passes, section) if kind is MultiUpdateStep else SingleUpdateStep(passes)
 
 
@@ -179,7 +179,9 @@ def test_groups_that_stream_in_give_the_gradient_of_the_mean_over_the_whole_batc
     section = LearnerConfig(tokens_per_micro_batch=60, aggregate=kind)
     streamed = trained(model, Dapo(), [[found] for found in GROUPS], section, step)
     assert relative(streamed, expected) < 1e-5
-    whole = trained(model, Dapo(), [GROUPS], msgspec.structs.replace(section, tokens_per_micro_batch=9999), step)
+    whole = trained(
+        model, Dapo(), [GROUPS], msgspec.structs.replace(section, tokens_per_micro_batch=9999), step
+    )
     assert relative(whole, expected) < 1e-5
 
 
@@ -239,7 +241,9 @@ def test_advantages_of_tokens_take_the_place_of_the_members(model: Any):
     rank = PlainRank(model)
     terms = [
         -m.weight
-        * (torch.tensor(floats(m.token_advantages)) * logprobs(model, given.prompt, m.response)).sum()
+        * (
+            torch.tensor(floats(m.token_advantages)) * logprobs(model, given.prompt, m.response)
+        ).sum()
         for m in given.members
     ]
     tokens = sum(m.weight * m.sampled_tokens for m in given.members)
@@ -284,7 +288,9 @@ class NotSilent(Dapo):
 
 
 @pytest.mark.parametrize("step", [SingleUpdateStep, MultiUpdateStep])
-def test_a_group_whose_token_advantages_are_no_numbers_fails_alone(model: Any, step: type[LearnerStep]):
+def test_a_group_whose_token_advantages_are_no_numbers_fails_alone(
+    model: Any, step: type[LearnerStep]
+):
     good, bad = group_of(2), with_tokens(group_of(3))
     first, *others = bad.members
     spoiled = np.full(len(first.response) // 4, np.nan, "<f4").tobytes()

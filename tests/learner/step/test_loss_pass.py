@@ -31,7 +31,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
 
 
-def run(model: Any, given: TrainGroup, loss: Any, **settings: Any) -> tuple[torch.Tensor, dict[str, float]]:
+def run(
+    model: Any, given: TrainGroup, loss: Any, **settings: Any
+) -> tuple[torch.Tensor, dict[str, float]]:
     """Gradient and metrics of one pass over a group."""
     rank = PlainRank(model)
     made = LossPass(loss, LearnerConfig(**settings), temperature=TEMPERATURE)
@@ -48,7 +50,9 @@ def with_behaviour(model: Any, given: TrainGroup, *gaps: float) -> TrainGroup:
     members = []
     for member, gap in zip(given.members, gaps, strict=True):
         own = logprobs(model, given.prompt, member.response).detach().numpy() - gap
-        members.append(msgspec.structs.replace(member, behaviour=own.astype("<f4").tobytes(), weight=1.0))
+        members.append(
+            msgspec.structs.replace(member, behaviour=own.astype("<f4").tobytes(), weight=1.0)
+        )
     return msgspec.structs.replace(given, members=tuple(members))
 
 

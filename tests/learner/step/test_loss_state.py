@@ -105,7 +105,9 @@ def test_a_gradient_that_is_built_twice_counts_once(model: Any):
     group = group_of(2)
     rank, loss = ScaledRank(model), Counting()
     rank.spoil = [0]
-    step = SingleUpdateStep(passes_of(rank, loss, msgspec.structs.replace(SECTION, tokens_per_micro_batch=999)))
+    step = SingleUpdateStep(
+        passes_of(rank, loss, msgspec.structs.replace(SECTION, tokens_per_micro_batch=999))
+    )
     step.add_groups([group])
     step.close(close_of(group), 0)
     assert len(rank.applied) == 1
@@ -222,7 +224,9 @@ def test_every_rank_writes_and_reads_the_state_of_its_own_loss(tmp_path: Path):
     for number in (1, 2):
         loss = Counting()
         loss.seen = {"7": float(number)}
-        save.save_checkpoint(rank_of(number), tmp_path, tmp_path, 3, 3, loss=LossState(loss).saved())
+        save.save_checkpoint(
+            rank_of(number), tmp_path, tmp_path, 3, 3, loss=LossState(loss).saved()
+        )
     for number in (1, 2):
         again = Counting()
         LossState(again).restore(save.load_loss_state(tmp_path, number))

@@ -252,6 +252,8 @@ NOTED: list[tuple[Sequence[str], str]] = [
         "batch.quorum.share is 1: no group may close with fewer members, as with fifo",
     ),
     (["batch.quorum.size=8"], "batch.quorum.size is 8, which is group.size: as with fifo"),
+    (["batch=replay"], "batch.replay.fresh is 0.5, but step.keep is 0: nothing is there to replay"),
+    (["step.keep=16"], "step.keep is 16, but batch fifo replays nothing"),
     (
         ["environment.calculator.turn_tokens=128"],
         "environment.calculator.turn_tokens is 128, but a whole response has at most 128",
@@ -295,6 +297,7 @@ LEGITIMATE: list[Sequence[str]] = [
     ["engine.vllm.max_model_len=129"],
     ["engine.kind=transformers", "engine.tensor_parallel=1"],
     ["prompt_order.shuffled.epochs=1"],
+    ["batch=replay", "step.keep=16"],
 ]
 
 

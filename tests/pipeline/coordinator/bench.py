@@ -214,9 +214,9 @@ class Bench:
         """End two members of a group with different rewards and finalize it."""
         first, second = [m.id for m in self.core.groups[group].members][:2]
         self.tokens(first, 3, "stop")
-        self.tokens(second, 4, "stop")
         before = len(self.everything)
-        self.ask(group, Finalize((first, second)))
+        self.selector.say(group, Finalize((first, second)))  # all may have ended then
+        self.tokens(second, 4, "stop")
         self.reward(first, 1.0)
         self.reward(second, 0.0)
         return self.everything[before:]

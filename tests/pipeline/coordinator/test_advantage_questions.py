@@ -36,11 +36,12 @@ class Counts:
 
 def test_a_group_is_asked_about_once_however_often_its_signal_is_looked_at() -> None:
     rule = Counts()
-    bench = Bench(candidates=4, plugins={"advantage": rule}, tries=30.0, audit_every=1)
+    bench = Bench(candidates=4, need=2, plugins={"advantage": rule}, tries=30.0, audit_every=1)
     bench.begin()
-    for member in range(4):
-        bench.tokens(member, 3 + member, "stop")
+    bench.tokens(0, 3, "stop")
     bench.ask(0, Enough())
+    for member in (1, 2, 3):
+        bench.tokens(member, 3 + member, "stop")
     for member in range(4):
         bench.reward(member, float(member % 2))
     bench.ask(0, Finalize((0, 1)))

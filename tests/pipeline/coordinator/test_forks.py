@@ -1,4 +1,4 @@
-"""Members that begin with another's first tokens: counted once, continued from there, or refused."""
+"""Members that begin with the first tokens of another: counted once, continued, or refused."""
 
 from __future__ import annotations
 

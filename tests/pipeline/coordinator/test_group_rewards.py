@@ -1,4 +1,4 @@
-"""Rewards over whole groups: asked for once, about the chosen; audits judge the others beside them."""
+"""Rewards over whole groups: asked for once, of the chosen; audits judge the others beside them."""
 
 from __future__ import annotations
 

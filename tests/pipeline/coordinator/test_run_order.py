@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -29,7 +28,9 @@ from pipeline.coordinator.events import (
 )
 from pipeline.coordinator.groups import GroupState
 from pipeline.plugins.actions import Finalize, Plan
+from pipeline.plugins.prompt_orders.sequential import Sequential
 from pipeline.plugins.views import EvalSet, PlanView
+from pipeline.plugins.walk import OrderOptions
 from tests.pipeline.coordinator.bench import Bench, only
 
 
@@ -134,12 +135,46 @@ def test_a_cut_never_begins_while_another_is_written_and_the_last_one_is_not_lef
 
 
 def test_a_last_step_that_is_empty_is_in_a_checkpoint_too() -> None:
-    bench = Bench(plugins={"prompt_order": Nothing()}, steps=1, checkpoint_every=5)
+    bench = Bench(steps=1, tries=1.0, checkpoint_every=5)
     bench.begin()
+    for trajectory in (0, 1):
+        bench.tokens(trajectory, 3, "stop")
+    bench.ask(0, Finalize((0, 1)))
+    for trajectory in (0, 1):
+        bench.reward(trajectory, 1.0)  # equal: nothing to learn from
     [cut] = only(bench.everything, Checkpoint)
     assert cut.step == 1
     bench.handle(Checkpointed(step=1))
     assert bench.over == Shutdown(error="")
+
+
+@pytest.mark.fault("the data of a run is at its end before its steps are", part="configuration",
+                   by="direct")  # fmt: skip
+def test_a_run_ends_with_its_data() -> None:
+    """Promise: after the last step that had a prompt it is done, with a checkpoint, and says why;
+    no empty step follows. Bound: at that step.
+    """
+    order = Sequential(OrderOptions(epochs=1))
+    bench = Bench(plugins={"prompt_order": order}, prompts=2, steps=9, checkpoint_every=5)
+    bench.begin()
+    for group in (0, 1):
+        bench.learn(bench.train_one(group))
+        bench.serve()
+    assert [r.fields["step"] for r in only(bench.everything, Report) if r.what == "step"] == [0, 1]
+    assert any("the data is at its end" in text and "after 2 of 9 steps" in text
+               for text in bench.warnings())  # fmt: skip
+    [cut] = only(bench.everything, Checkpoint)
+    assert cut.step == 2
+    bench.handle(Checkpointed(step=2))
+    assert bench.over == Shutdown(error="")
+    assert not bench.coordinator.unfinished
+
+
+def test_a_run_without_a_single_prompt_ends_at_once() -> None:
+    bench = Bench(plugins={"prompt_order": Nothing()}, steps=3, checkpoint_every=5)
+    bench.begin()
+    assert bench.over == Shutdown(error="")
+    assert bench.core.step == 0
 
 
 def test_a_checkpoint_that_fails_is_a_warning_and_the_run_goes_on() -> None:

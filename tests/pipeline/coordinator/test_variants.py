@@ -136,9 +136,7 @@ def test_a_resume_keeps_the_variant() -> None:
     saved = msgspec.msgpack.decode(
         msgspec.msgpack.encode(snapshot.take(bench.coordinator)), type=snapshot.Snapshot
     )
-    again = Coordinator(
-        bench.settings, bench.core.plugins, [5] * 50, variants={"hint": [7] * 50}
-    )
+    again = Coordinator(bench.settings, bench.core.plugins, [5] * 50, variants={"hint": [7] * 50})
     snapshot.restore(again, saved, 0.0)
     assert [m.variant for m in again.core.groups[0].members] == ["hint", "", ""]
 

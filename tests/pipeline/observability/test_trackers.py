@@ -369,7 +369,6 @@ def test_mlflow_that_fails_in_a_run_is_left_out_and_ends_nothing(
     assert told.startswith("metrics.mlflow: failed and gets no more figures: OSError: no space")
 
 
-
 def test_what_mlflow_refuses_is_an_error_that_names_key_and_cure(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

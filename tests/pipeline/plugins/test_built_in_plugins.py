@@ -18,13 +18,13 @@ from pipeline.plugins.advantages._shaping import overlong_penalty
 from pipeline.plugins.advantages.grpo import Grpo, GrpoOptions
 from pipeline.plugins.batch_rules.fifo import Fifo
 from pipeline.plugins.budgets.uniform import Uniform, UniformOptions
-from pipeline.plugins.walk import OrderOptions, Walk
 from pipeline.plugins.prompt_orders.sequential import Sequential
 from pipeline.plugins.prompt_orders.shuffled import Shuffled
 from pipeline.plugins.rewards.exact import Exact, ExactOptions
 from pipeline.plugins.rewards.python import Python, PythonOptions
 from pipeline.plugins.testing import outcomes_of, sample_of
 from pipeline.plugins.views import BatchView, BudgetView, PlanView, PromptView
+from pipeline.plugins.walk import OrderOptions, Walk
 
 OF_TRL = "tests.pipeline.workers.reward_functions:of_trl"
 

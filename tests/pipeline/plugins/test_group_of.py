@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 
@@ -37,15 +39,13 @@ def test_every_field_of_a_member_can_be_set():
             variant="hint",
             score=0.625,
         ),
-        MemberView(
-            id=8, state="waiting_env", tokens=5, confidence=-0.5, remaining=40.0, fork=7
-        ),
+        MemberView(id=8, state="waiting_env", tokens=5, confidence=-0.5, remaining=40.0, fork=7),
     )
     assert group.unended == group.members[1:]
 
 
 def test_every_field_of_a_group_can_be_set():
-    given = {
+    given: dict[str, Any] = {
         "prompt": 4,
         "tag": "code",
         "note": "pilots",

@@ -97,7 +97,8 @@ def test_weights_are_the_base_at_first_and_a_kind_without_completions_gets_the_m
     assert corrected(base, {"a": 49}, 50, 10.0) == base
     assert corrected(base, {}, 0, 10.0) == base
     assert corrected(base, {"a": 50}, 50, 10.0) == pytest.approx({"a": 0.81, "b": 1.0})
-    assert corrected(base, {"a": 1, "b": 999}, 50, 10.0) == pytest.approx({"a": 9.0, "b": 0.01})
+    rare = {"a": 0.95, "b": 0.05}
+    assert corrected(rare, {"a": 1, "b": 999}, 50, 10.0) == pytest.approx({"a": 9.5, "b": 0.005})
 
 
 def test_mixing_corrects_for_a_kind_that_is_completed_less_often():
@@ -287,8 +288,8 @@ def test_a_state_of_another_order_is_refused(make: Any):
         (DifficultyOptions, {"unseen": -0.5}, "unseen: found -0.5, expected from 0 to 1"),
         (MixingOptions, {"most": 0.5}, "most: found 0.5, expected at least 1"),
         (MixingOptions, {"after": -1}, "after: found -1, expected at least 0"),
-        (MixingOptions, {"mix": {"a": 0.0}}, "mix is {'a': 0.0}, but one weight at least must be"),
-        (MixingOptions, {"mix": {"a": -1.0}}, "expected each at least 0"),
+        (MixingOptions, {"mix": {"a": 0.0}}, "mix is {'a': 0.0}, but weights are at least 0, and"),
+        (MixingOptions, {"mix": {"a": 1.0, "b": -1.0}}, "but weights are at least 0, and one is"),
         (PredictiveOptions, {"chance": 2.0}, "chance: found 2.0, expected from 0 to 1"),
         (PilotPoolOptions, {"exclude_from": 0.0}, "exclude_from: found 0.0, expected above 0"),
         (SortedLoadOptions, {"load": -1}, "load: found -1, expected at least 0"),

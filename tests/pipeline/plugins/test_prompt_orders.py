@@ -15,11 +15,11 @@ from pipeline.config.schema import Config, DataConfig, SourceConfig
 from pipeline.coordinator import snapshot
 from pipeline.coordinator.state import Plugins
 from pipeline.plugins.actions import Plan
-from pipeline.plugins.walk import OrderOptions
 from pipeline.plugins.prompt_orders.sequential import Sequential
 from pipeline.plugins.prompt_orders.shuffled import Shuffled
 from pipeline.plugins.prompt_orders.tail_batching import TailBatching
 from pipeline.plugins.views import PlanView, SourceView
+from pipeline.plugins.walk import OrderOptions
 from tests.pipeline.coordinator.world import World, plugins_of, settings_of
 
 SOURCES = (SourceView(0, 30, 2.0), SourceView(30, 7, 1.0), SourceView(37, 100, 0.5))

@@ -9,31 +9,16 @@ from typing import Any
 
 import pytest
 
-from pipeline.plugins import interfaces
 from pipeline.plugins.actions import Abort, AnyAction, Drop, Finalize, Sample
-from pipeline.plugins.interfaces import Every, Finish, SelectorEvent
+from pipeline.plugins.interfaces import Every
 from pipeline.plugins.selectors.arrol import Arrol, ArrolOptions, calibrated, survivors
 from pipeline.plugins.selectors.duet import Duet, DuetOptions
 from pipeline.plugins.selectors.echo import Echo, EchoOptions, weak, width
-from pipeline.plugins.testing import Recent, group_of, illegal, option_problems
-from pipeline.plugins.views import EndedView, GroupView
+from pipeline.plugins.testing import Recent, group_of, option_problems
+from pipeline.plugins.views import EndedView
+from tests.pipeline.plugins.deciding import chosen, decide
 
-EVENT = Finish(trajectory=0)
 GONE = EndedView(prompt=1, tokens=1, tag="", lengths=(), censored=(), group=1)
-
-
-def decide(
-    selector: interfaces.Selector, group: GroupView, event: SelectorEvent = EVENT
-) -> list[AnyAction]:
-    actions = list(selector.decide(group, event))
-    assert illegal(group, actions) == []
-    return actions
-
-
-def chosen(actions: list[AnyAction]) -> tuple[int, ...]:
-    [action] = actions
-    assert isinstance(action, Finalize)
-    return action.ids
 
 
 # --- arrol -------------------------------------------------------------------------------------
@@ -66,7 +51,7 @@ def test_arrol_prunes_once_all_have_reached_the_checkpoint_or_ended():
 
 
 def test_arrol_takes_the_reward_of_what_has_ended_as_its_prediction():
-    given = {"running": {2: 60, 3: 60}, "score": {2: 0.9, 3: 0.3}}
+    given: dict[str, Any] = {"running": {2: 60, 3: 60}, "score": {2: 0.9, 3: 0.3}}
     unscored = group_of(size=2, finished={1: 20}, **given)
     assert decide(PRUNES, unscored, Every(trajectory=3)) == []
     right = group_of(size=2, finished={1: 20}, rewards={1: 1.0}, **given)
@@ -81,7 +66,7 @@ def test_arrol_takes_the_reward_of_what_has_ended_as_its_prediction():
 
 
 def test_arrol_chooses_by_rewards_where_nothing_was_pruned_in_time():
-    ended = {"size": 2, "finished": {1: 20, 2: 20, 3: 20}}
+    ended: dict[str, Any] = {"size": 2, "finished": {1: 20, 2: 20, 3: 20}}
     assert decide(PRUNES, group_of(**ended, rewards={1: 1.0, 2: 1.0})) == []
     rewards = {1: 1.0, 2: 1.0, 3: 0.0}
     assert chosen(decide(PRUNES, group_of(**ended, rewards=rewards))) == (1, 3)
@@ -279,7 +264,7 @@ def test_echo_samples_siblings_of_an_undecided_member_if_it_was_asked_to():
 def test_echo_samples_no_siblings_otherwise(
     entropy: float, confidence: float, changes: dict[str, Any]
 ):
-    given = {"window": 10, "branch": True, "entropy": 2.0, "most": 4, **changes}
+    given: dict[str, Any] = {"window": 10, "branch": True, "entropy": 2.0, "most": 4, **changes}
     selector = Echo(EchoOptions(**given))
     for window in range(1, 5):
         assert look(selector, 10 * window, confidence, 1.0) == []

@@ -13,9 +13,7 @@ LENGTHS, REWARDS = [100, 300, 500, 800], [1.0, 1.0, 0.0, 0.0]
 
 
 def in_step(step: int, rule: Rorecomp) -> list[list[float]]:
-    members = [
-        msgspec.structs.replace(m, step=step) for m in outcomes_of(REWARDS, tokens=LENGTHS)
-    ]
+    members = [msgspec.structs.replace(m, step=step) for m in outcomes_of(REWARDS, tokens=LENGTHS)]
     return [a.weights.tolist() for a in rule.of_step(step_of(members[:2], members[2:]))]
 
 

@@ -41,9 +41,10 @@ def test_siri_in_stairs_and_with_a_stair_down():
 
 def test_scheduled_budgets_top_up_where_that_is_asked_for():
     group = open_view(5)
-    for kind, options in ((Siri, SiriOptions), (Tti, TtiOptions)):
-        assert kind().top_up([group], 3) == []
-        assert kind(options(top_up="fewest")).top_up([group], 3) == [(5, 3)]
+    for idle in (Siri(), Tti()):
+        assert idle.top_up([group], 3) == []
+    for busy in (Siri(SiriOptions(top_up="fewest")), Tti(TtiOptions(top_up="fewest"))):
+        assert busy.top_up([group], 3) == [(5, 3)]
 
 
 def test_siri_refuses_options_out_of_range():
@@ -147,3 +148,7 @@ def test_nudge_refuses_more_hints_than_members():
     assert option_problems(NudgeOptions, hints=()) == [
         "hints: found (), expected one or more, none of them empty"
     ]
+
+
+def test_plugins_say_beforehand_which_columns_they_will_name():
+    assert Nudge(NudgeOptions(hints=("a", "b"))).variants == ("a", "b")

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from pipeline.plugins import interfaces
-from pipeline.plugins.actions import Abort, AnyAction, Drop, Finalize, Park, Sample, Stop
-from pipeline.plugins.interfaces import Barrier, Every, Finish, SelectorEvent, WeightsPublished
+from pipeline.plugins.actions import Abort, Drop, Park, Sample, Stop
+from pipeline.plugins.interfaces import Barrier, Every, WeightsPublished
 from pipeline.plugins.selectors.april import April
 from pipeline.plugins.selectors.arrol import Arrol
 from pipeline.plugins.selectors.dot import Dot, DotOptions, threshold
@@ -19,29 +19,12 @@ from pipeline.plugins.selectors.duet import Duet
 from pipeline.plugins.selectors.echo import Echo
 from pipeline.plugins.selectors.sorted_rl import SortedRl, SortedRlOptions
 from pipeline.plugins.selectors.ulorl import Ulorl, UlorlOptions
-from pipeline.plugins.testing import group_of, illegal, option_problems
+from pipeline.plugins.testing import group_of, option_problems
 from pipeline.plugins.views import GroupView
-
-EVENT = Finish(trajectory=0)
-
-
-def decide(
-    selector: interfaces.Selector, group: GroupView, event: SelectorEvent = EVENT
-) -> list[AnyAction]:
-    actions = list(selector.decide(group, event))
-    assert illegal(group, actions) == []
-    return actions
+from tests.pipeline.plugins.deciding import chosen, decide
 
 
-def chosen(actions: list[AnyAction]) -> tuple[int, ...]:
-    [action] = actions
-    assert isinstance(action, Finalize)
-    return action.ids
-
-
-@pytest.mark.parametrize(
-    "selector", [Dot(), April(), Ulorl(), SortedRl(), Arrol(), Duet(), Echo()]
-)
+@pytest.mark.parametrize("selector", [Dot(), April(), Ulorl(), SortedRl(), Arrol(), Duet(), Echo()])
 def test_what_is_left_is_trained_on_when_all_have_ended(selector: interfaces.Selector):
     group = group_of(size=3, finished={4: 10, 1: 20}, truncated={2: 99}, failed=[1])
     assert chosen(decide(selector, group)) == (4, 2)
@@ -80,7 +63,7 @@ def test_dot_stops_the_last_one_when_it_runs_on_beyond_the_others_that_are_all_r
 def test_dot_leaves_every_other_group_alone():
     assert decide(Dot(), all_but_one(900, wrong=1), Every(trajectory=7)) == []
     assert decide(Dot(), all_but_one(900, queued={8: 0}), Every(trajectory=7)) == []
-    finished, unscored = dict.fromkeys(range(7), 100), {i: 1.0 for i in range(6)}
+    finished, unscored = dict.fromkeys(range(7), 100), dict.fromkeys(range(6), 1.0)
     group = group_of(size=8, finished=finished, rewards=unscored, running={7: 900})
     assert decide(Dot(), group, Every(trajectory=7)) == []
     lenient = Dot(DotOptions(right=0.5))
@@ -103,9 +86,7 @@ def test_dot_refuses_options_out_of_range():
 def test_april_parks_the_unfinished_when_the_step_has_its_groups():
     """APRIL: at t = 5 those of 9 and 20 tokens hold 5 each and are kept."""
     running = {0: 5, 3: 5}
-    group = group_of(
-        size=2, running=running, parked={4: 2}, waiting_env={5: 1}, max_staleness=1
-    )
+    group = group_of(size=2, running=running, parked={4: 2}, waiting_env={5: 1}, max_staleness=1)
     [park] = decide(April(), group, Barrier())
     assert isinstance(park, Park)
     assert (park.ids, park.until, park.kind) == ((0, 3, 5), "published", "partial")
@@ -138,7 +119,8 @@ def test_ulorl_parks_a_response_at_the_end_of_each_segment():
 
 
 def test_ulorl_lets_a_group_run_through_that_could_not_be_trained_on_later():
-    for given in ({"max_staleness": 4, "due": True}, {"max_staleness": 0}):
+    cases: list[dict[str, Any]] = [{"max_staleness": 4, "due": True}, {"max_staleness": 0}]
+    for given in cases:
         group = group_of(size=2, running={7: 16}, **given)
         assert decide(SEGMENTS, group, Every(trajectory=7)) == []
     parked = group_of(size=2, parked={7: 16}, max_staleness=4)

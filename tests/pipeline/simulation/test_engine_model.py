@@ -145,7 +145,9 @@ def test_costs_follow_from_the_hardware():
 
 def test_an_engine_says_how_many_tokens_are_to_come_if_it_is_to():
     for says in (False, True):
-        engine = ModelledEngine("e0", 1, 4, EngineCost(points=((1, 0.01),)), 3, remaining=says)
+        engine = ModelledEngine(
+            "e0", 1, 4, EngineCost(points=((1, 0.01), (8, 0.02))), 3, remaining=says
+        )
         engine.version = 0
         engine.place(0.0, place(0), 5, response(8))
         chunks = [c for _ in range(3) for c in engine.flush(engine.due(), STOP).chunks]

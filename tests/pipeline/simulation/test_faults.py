@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 
 from launch.simulate.fuzz import explore, outcome_text
+from pipeline.coordinator import group_manager
+from pipeline.coordinator.candidates import begin_as_fork
 from pipeline.coordinator.coordinator import Coordinator
+from pipeline.coordinator.group_manager import GroupManager
 from pipeline.coordinator.groups import Trajectory, TrajectoryEvent
 from pipeline.coordinator.scheduler import Scheduler
 from pipeline.coordinator.selection import Selection
@@ -141,6 +144,11 @@ def _deaf(self: Selection, trajectory_id: int, value: Any, parts: Any, why: str)
         _rewarded(self, trajectory_id, value, parts, why)
 
 
+def _bare(member: Trajectory, origin: Trajectory, at: int) -> None:
+    begin_as_fork(member, origin, at)
+    member.variant = ""
+
+
 _rewarded = Selection.rewarded
 
 
@@ -157,6 +165,9 @@ _rewarded = Selection.rewarded
             property(lambda self: True),
         ),  # gives up at the first empty step
         (uniform, "fewest_finished", lambda groups, idle, options: [(g.id, 1) for g in groups[:1]]),
+        (Trajectory, "own", property(lambda self: self.sampled)),  # shared tokens count twice
+        (group_manager, "begin_as_fork", _bare),  # continues behind another prompt
+        (GroupManager, "request_group_reward", lambda self, group: None),
     ],
 )
 def test_the_exploration_finds(owner: Any, name: str, broken: Any, monkeypatch: pytest.MonkeyPatch):

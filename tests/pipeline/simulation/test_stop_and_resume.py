@@ -26,6 +26,14 @@ OPTIONS: dict[tuple[str, str], list[dict[str, Any]]] = {
     ("selector", "dual_end"): [{}, {"long_wait": "group"}, {"prune_at": 2.0}],
     ("selector", "concise_confident"): [{"depth": d} for d in ("step", "stop", "none")],
     ("batch", "quorum"): [{"share": 0.5, "size": 2}],
+    ("selector", "arrol"): [{"checkpoint": 8}],
+    ("selector", "dot"): [{"every": 4, "deviations": 1.0}],
+    ("selector", "duet"): [{"checkpoint": 8}],
+    ("selector", "echo"): [{"window": 4, "floor": 0.9}],
+    ("selector", "gfpo"): [{"by": "length"}],  # else a step in which all are right trains nothing
+    ("selector", "sorted_rl"): [{"mode": mode} for mode in ("cached", "strict")],
+    ("selector", "ulorl"): [{"segment": 16}],
+    ("budget", "seele"): [{"rounds": 2}],
 }
 """Where the options decide what is kept; every other plug-in has its defaults."""
 PLUGINS = [
@@ -46,7 +54,7 @@ def case_with(kind: str, name: str, options: dict[str, Any]) -> Case:
             made[each] = cls(registry.options_type(cls)(**given), **extra)
         return Plugins(**made)
 
-    return Case(make=make)
+    return Case(make=make, columns=("hint_1", "hint_2", "solution"))
 
 
 @pytest.mark.fault("a stop after any step, with any plug-in", part="everything", by="simulator")

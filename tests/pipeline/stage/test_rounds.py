@@ -339,5 +339,7 @@ def test_a_score_rides_on_the_chunk_that_has_its_tokens():
     scored = (ChunkHead(1, 0, 0, 2, 0, "", 0.5, 9.0), ChunkHead(1, 0, 2, 1, 0, "", None, 8.0))
     rounds.put(frame(0, *scored))
     rounds.put(frame(1, ChunkHead(1, 0, 3, 3, 0, "stop", 0.25, 0.0)))
-    found = [chunk for event in taken(rounds) if isinstance(event, Tokens) for chunk in event.chunks]
+    found = [
+        chunk for event in taken(rounds) if isinstance(event, Tokens) for chunk in event.chunks
+    ]
     assert [(c.count, c.score, c.remaining) for c in found] == [(4, 0.5, 8.0), (2, 0.25, 0.0)]

@@ -29,7 +29,11 @@ def item_of(tokenizer: Tokenizer) -> Item:
         return np.array(tokenizer.encode(text), "<i4").tobytes()
 
     return Item(
-        prompt="7+9=", tokens=tokens("7+9="), answer="16", columns={}, variants={"hint": tokens("10+6")}
+        prompt="7+9=",
+        tokens=tokens("7+9="),
+        answer="16",
+        columns={},
+        variants={"hint": tokens("10+6")},
     )
 
 

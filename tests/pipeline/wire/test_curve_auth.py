@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import socket
 import stat
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -348,3 +350,31 @@ def test_a_secret_is_not_printed(listen_keys: ListenKeys) -> None:
     for text in (repr(listen_keys), repr(peer_keys), str(E0), f"{peer_keys.keys}"):
         assert SERVER.secret not in text
         assert E0.secret not in text
+
+
+@pytest.mark.fault("strangers open connections until the stage has no file left", part="peers",
+                   by="socket")  # fmt: skip
+async def test_strangers_connections_are_bounded_and_peers_join_again(
+    server: StageServer, listen_keys: ListenKeys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Promise: past half of its files the stage takes no connection from the network for some
+    seconds, says so, and then listens again; who has joined goes on. Bound: 6 s.
+    """
+    shares = {"now": 0.1}
+    monkeypatch.setattr("pipeline.wire.server.open_share", lambda: shares["now"])
+    port = int(listen_keys.control.rpartition(":")[2])
+    assert server.spare_descriptors(0.0) == ""
+    socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    shares["now"] = 0.6
+    assert "use up the stage's files" in server.spare_descriptors(1.0)
+    deadline = time.monotonic() + 5
+    with contextlib.suppress(ConnectionError):
+        while time.monotonic() < deadline:
+            socket.create_connection(("127.0.0.1", port), timeout=5).close()
+            await asyncio.sleep(0.05)
+    with pytest.raises(ConnectionError):
+        socket.create_connection(("127.0.0.1", port), timeout=5)
+    shares["now"] = 0.1
+    assert server.spare_descriptors(2.0) == ""
+    server.spare_descriptors(1.0 + 6.1)
+    socket.create_connection(("127.0.0.1", port), timeout=5).close()

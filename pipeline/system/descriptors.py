@@ -1,0 +1,35 @@
+"""How many files this process may open and has open.
+
+A run raises the limit to what the system allows, for a stage of many peers needs a few for each;
+and it looks how many are used, so that strangers who open connections cannot take the last ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+
+WANTED = 65_536
+
+
+def raise_limit() -> int:
+    """Raise the soft limit of open files towards `WANTED`; children inherit it. Returns it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = WANTED if hard == resource.RLIM_INFINITY else min(hard, WANTED)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+            return most
+    return soft
+
+
+def open_share() -> float:
+    """Return the share of this process's limit that is in use; 0.0 where the system does not
+    tell."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        used = len(os.listdir("/proc/self/fd"))
+    except OSError:
+        return 1.0  # not even that could be opened
+    return used / soft if soft > 0 else 0.0

@@ -1,0 +1,43 @@
+"""Who may connect to a run on one machine: nobody beyond the loopback; no store is open."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.launch.jobs.jobs import SIMULATED, lines, train
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+@pytest.mark.fault("another user connects to the ports of a run on one machine", part="peers",
+                   by="process")  # fmt: skip
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_run_on_one_machine_listens_on_the_loopback_alone_and_has_no_open_store(
+    tmp_path: Path, ranks: int
+) -> None:
+    """Promise: with one learner rank and with two, no process listens at any other address, and
+    none answers as torch's store does. Bound: while it trains.
+    """
+    from torch.distributed import TCPStore
+
+    run = tmp_path / "run"
+    settings = ("step.count=100000", "checkpoint.every=0", f"learner.ranks={ranks}")
+    with train(run, tmp_path / "log", *SIMULATED, *settings) as job:
+        job.until(lambda: len(lines(run / "metrics.jsonl", "step")) >= 1)
+        job.look()
+        found = {
+            connection.laddr
+            for process in (*job.family.values(), psutil.Process(job.process.pid))
+            if process.is_running()
+            for connection in process.net_connections("tcp")
+            if connection.status == psutil.CONN_LISTEN
+        }
+        assert all(place.ip.removeprefix("::ffff:").startswith("127.") for place in found), found
+        for place in found:
+            with pytest.raises(Exception, match=r"."):
+                TCPStore(place.ip, place.port, is_master=False, wait_for_workers=False,
+                         timeout=timedelta(seconds=2)).num_keys()  # fmt: skip
