@@ -244,8 +244,13 @@ def test_rows_of_every_kind_come_out_as_pyarrow_itself_has_them(tmp_path: Path) 
 
 def looks(folder: Path) -> list[list[str]]:
     run = str(folder)
-    return [["status", run], ["status", run, "--json"], ["top", run, "--once"],
-            ["explain", run, "--worst", "3"], ["explain", run, "--step", "1", "--json"]]  # fmt: skip
+    return [
+        ["status", run],
+        ["status", run, "--json"],
+        ["top", run, "--once"],
+        ["explain", run, "--worst", "3"],
+        ["explain", run, "--step", "1", "--json"],
+    ]
 
 
 @pytest.mark.fault("a run's folder is damaged, and looked at", part="people", by="file")
