@@ -159,6 +159,8 @@ class Coordinator:
                 return
             self._next()
         if self.run.phase is RunPhase.TRAINING:
+            if self.steps.may_top_up:  # before a step that stands still is closed
+                self.steps.planner.after_rewards()
             self.steps.advance()
             while not self.steps.state.is_open and self.run.phase is RunPhase.TRAINING:
                 if self.steps.too_many_skips:

@@ -264,6 +264,7 @@ class GroupManager:
             step=self._core.step,
             opened=group.step,
             rewards=tuple(m.reward for m in scored if m.reward is not None),
+            scored=tuple(m.sampled for m in scored),
             variants=tuple(m.variant for m in scored),
         )
         for name, tell in listeners:

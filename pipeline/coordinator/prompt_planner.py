@@ -147,6 +147,11 @@ class PromptPlanner:
         """Top-up is to be asked for as soon as anything has changed since the last time."""
         self._ticked = True
 
+    def after_rewards(self) -> None:
+        """Ask a budget that wants to hear of rewards, if any has come."""
+        if self._core.rewards_moved and getattr(self._core.plugins.budget, "on_rewards", False):
+            self.top_up()
+
     def top_up(self) -> None:
         """Give idle slots below the knee to new candidates of open groups.
 
@@ -157,7 +162,8 @@ class PromptPlanner:
         core = self._core
         idle = 0 if self._scheduler.waiting() else self._scheduler.idle_below_knee()
         known = (idle, core.next_trajectory, len(core.stats.lengths))
-        more = core.rewards_moved and getattr(core.plugins.budget, "on_rewards", False)
+        on_rewards = bool(getattr(core.plugins.budget, "on_rewards", False))
+        more = core.rewards_moved and on_rewards
         core.rewards_moved = False
         if not more and (not idle or known == self._topped):
             return  # asked already, and nothing has changed since
@@ -172,7 +178,7 @@ class PromptPlanner:
         groups = core.train_groups(*OPEN_STATES)
         with plugin_guard(core.plugins.budget, "budget"):
             given = core.plugins.budget.top_up([self._view(group) for group in groups], idle)
-            check_top_up(core, given, core.settings.most_candidates if more else idle)
+            check_top_up(core, given, idle, free=on_rewards)
         for group, count in given:
             core.hold(core.groups[group], False)
             self._group_manager.add_members(core.groups[group], count)
@@ -238,14 +244,23 @@ def check_allocations(
             raise PluginFault(f"budget {type(core.plugins.budget).__name__}: {why}")
 
 
-def check_top_up(core: CoordinatorState, given: Sequence[tuple[int, int]], idle: int) -> None:
-    """Raises PluginFault unless it names open groups, once each, and no more than is idle."""
+def check_top_up(
+    core: CoordinatorState, given: Sequence[tuple[int, int]], idle: int, *, free: bool = False
+) -> None:
+    """Raises PluginFault unless it names open groups, once each, and no more than is idle.
+
+    Args:
+        free: any number for each group, as far as a group may have so many.
+    """
     groups = [core.groups.get(group) for group, _ in given]
+    most = core.settings.most_candidates
     if (
         any(g is None or g.kind != "train" or not g.is_open for g in groups)
         or len({group for group, _ in given}) != len(given)
         or any(count < 1 for _, count in given)
-        or sum(count for _, count in given) > idle
+        or any(g.sampled + n > most for g, (_, n) in zip(groups, given, strict=True) if g)
+        or (not free and sum(count for _, count in given) > idle)
     ):
         name = type(core.plugins.budget).__name__
-        raise PluginFault(f"budget {name}: top-up {given}: open groups, {idle} candidates in all")
+        room = f"{most} candidates a group" if free else f"{idle} candidates in all"
+        raise PluginFault(f"budget {name}: top-up {given}: open groups, {room}")

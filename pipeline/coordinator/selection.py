@@ -145,10 +145,10 @@ class Selection:
         if group.kind == "eval":
             self.check_evaluated(group)
             return
+        core.rewards_moved = True
         if value is not None:
             core.statistics.rewarded(value)
             core.stats.add_reward(value, parts)
-            core.rewards_moved = True
         if group.state is GroupState.CHOSEN:
             self._ready_if_scored(group)
         elif group.is_open:

@@ -47,8 +47,13 @@ def is_due(group: Group, newest: int, k: int) -> bool:
 
 
 def due(index: GroupIndex, newest: int, k: int) -> list[Group]:
-    """Groups that would be too old after the next publish: now, or not at all. Oldest first."""
-    return [group for group in index.groups(*BEFORE_TAKING) if is_due(group, newest, k)]
+    """Groups that would be too old after the next publish: now, or not at all; no step waits for
+    those that are held. Oldest first."""
+    return [
+        group
+        for group in index.groups(*BEFORE_TAKING)
+        if not group.held and is_due(group, newest, k)
+    ]
 
 
 class DueGroups:
@@ -96,7 +101,7 @@ class DueGroups:
                 self._ready[group.id] = group
 
     def _holds(self, group: Group) -> bool:
-        known = group.kind == "train" and group.state in BEFORE_TAKING
+        known = group.kind == "train" and group.state in BEFORE_TAKING and not group.held
         return known and self._version is not None and is_due(group, self._version, self._k)
 
 

@@ -209,6 +209,7 @@ class CoordinatorState:
         if group.held != held:
             group.held = held
             self.group_index.hold(group)
+            self.due_groups.note(group, self.version)
 
     def train_groups(self, *states: GroupState) -> list[Group]:
         """Live training groups in these states, oldest first."""

@@ -258,6 +258,7 @@ def ended_view(
     """A group that has ended: trained on, of a prompt of 9 tokens, all its candidates finished."""
     lengths = tuple(lengths) or (10,) * len(rewards)
     usual: dict[str, Any] = {"tokens": 9, "tag": "", "censored": (False,) * len(lengths)}
+    usual["scored"] = lengths[: len(rewards)]
     return EndedView(prompt=prompt, rewards=tuple(rewards), lengths=lengths, **(usual | given))
 
 

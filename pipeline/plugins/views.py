@@ -232,6 +232,7 @@ class EndedView(msgspec.Struct, frozen=True, kw_only=True):
     step: int = 0  # the open one
     opened: int = 0  # step in which it was opened
     rewards: tuple[float, ...] = ()  # known ones, of all candidates
+    scored: tuple[int, ...] = ()  # response tokens of the candidates in `rewards`
     variants: tuple[str, ...] = ()  # of the candidates in `rewards`
 
 

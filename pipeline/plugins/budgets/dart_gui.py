@@ -3,9 +3,7 @@
 Turns a prompt's success rate into M' (M up to a rate of `easy`, from there on fewer, two at
 least), and its longest success so far into its limit of tokens, with some room; until the first
 one the limit is `sampling.max_tokens`.
-Source: DART-GUI, arXiv 2509.23866: that both follow the task. Ours: the numbers, the slope, that
-the longest *finished* response of a group with a success stands for the longest success: it is
-never shorter, and groups do not say which of their responses was which.
+Source: DART-GUI, arXiv 2509.23866: that both follow the task. Ours: the numbers and the slope.
 """
 
 from __future__ import annotations
@@ -70,11 +68,10 @@ class DartGui:
     def ended(self, group: EndedView) -> None:
         """Learn success and lengths of a group."""
         self._rewards.observe(group)
-        if any(reward >= self._options.right for reward in group.rewards):
-            pairs = zip(group.lengths, group.censored, strict=True)
-            finished = max((length for length, cut in pairs if not cut), default=0)
-            if finished:
-                self._longest[group.prompt] = max(finished, self._longest.get(group.prompt, 0))
+        pairs = zip(group.scored, group.rewards, strict=False)
+        longest = max((n for n, reward in pairs if reward >= self._options.right), default=0)
+        if longest:
+            self._longest[group.prompt] = max(longest, self._longest.get(group.prompt, 0))
 
     def state(self) -> dict[str, Any]:
         """Returns what was learnt from the groups that have ended."""
