@@ -194,8 +194,9 @@ class Child:
         try:
             with self.log.open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
-                file.seek(self._log_began if first else max(self._log_began, size - most))
-                return file.read(most).decode(errors="replace")
+                begin = self._log_began if first else max(self._log_began, size - most)
+                file.seek(begin)
+                return file.read(max(0, min(most, size - begin))).decode(errors="replace")
         except OSError:
             return ""
 

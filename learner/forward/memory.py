@@ -86,9 +86,11 @@ class MicroBatchLimit:
         if len(failed.trajectories) > 1 and not whole:
             return min(self.tokens, tokens) // 2
         if tokens >= self.tokens:
-            what = "group, which the loss needs whole" if whole else "response"
+            what = "in a pass over a single response"
+            if whole:
+                what = "in a pass over a single group, which the loss needs whole"
             raise MemoryShortage(
-                f"{error}; in a pass over a single {what} ({tokens} tokens with its prompt), "
+                f"{error}; {what} ({tokens} tokens with its prompt), "
                 "which no smaller learner.tokens_per_micro_batch splits: lower "
                 "sampling.max_tokens, set learner.gradient_checkpointing, or use more "
                 "learner.ranks at a higher learner.zero"

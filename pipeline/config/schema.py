@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from pipeline.config import setting_types as allowed
 from pipeline.config.debug import DebugConfig
+from pipeline.config.metrics import MetricsConfig
 from pipeline.config.pace import EnginePace, LearnerPace, WeightsConfig, paced_text
 from pipeline.config.setting_types import Plugin, Section
 from pipeline.config.timeouts import TimeoutsConfig
@@ -349,28 +350,6 @@ class NodesConfig(Section, frozen=True, kw_only=True):
     patience_s: PositiveFloat = 30.0
     """Seconds that a learner rank may be silent while the link to it is cut. (An engine is lost
     after `timeouts.heartbeat_s`; others continue its work, and it joins again.)"""
-
-
-class MetricsConfig(Section, frozen=True, kw_only=True):
-    timing: bool = True
-    """Measure latency percentiles and the critical path of every step, for `metrics.jsonl`."""
-    trace_steps: NonNegativeInt = 5
-    """Steps from the start (or resume) whose spans are kept, in the run's `trace.json`, for
-    ui.perfetto.dev and the report; 0: none. Needs `timing`. Held in memory until the last of them
-    has ended: 1.6 kB for each response of a simulated run."""
-    tensorboard: bool = True
-    """Write the numbers of steps and evaluations for TensorBoard, beside `metrics.jsonl`."""
-    prometheus_port: allowed.Port = 0
-    """Port on 127.0.0.1 where Prometheus may read the newest figures and waits; 0: none."""
-    wandb: allowed.WandbProject = ""
-    """Project of Weights & Biases for steps and evaluations (needs `pip install 'darts-rl[wandb]'`;
-    WANDB_MODE=offline keeps them here). Empty: none."""
-    mlflow: allowed.MlflowExperiment = ""
-    """Experiment of MLflow for steps and evaluations (needs `pip install 'darts-rl[mlflow]'`;
-    MLFLOW_TRACKING_URI says where it is). Empty: none."""
-    trackio: allowed.TrackioProject = ""
-    """Project of trackio for steps and evaluations (needs the package trackio, which asks for an
-    older pillow than vLLM: an environment of its own; TRACKIO_DIR says where). Empty: none."""
 
 
 class Config(Section, frozen=True, kw_only=True):

@@ -43,5 +43,5 @@ def wanted_of(config: Config) -> Wanted:
 
 
 def _asked(cls: type[Any], options: Any, name: str) -> frozenset[str] | None:
-    found = getattr(cls, name, None)
+    found: Any = getattr(cls, name, None)
     return found(options) if callable(found) else found

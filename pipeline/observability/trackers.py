@@ -57,8 +57,7 @@ class Trackers:
 
     def close(self) -> None:
         self._each(lambda tracker: tracker.close())
-        self._told += self.news()
-        self._trackers = []
+        self._told, self._trackers = self.news(), []
 
     def news(self) -> list[str]:
         """What is to be told to people since the last call."""

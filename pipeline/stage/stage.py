@@ -221,8 +221,7 @@ class StageProcess:
 
     def _look_for_engines(self, now: float) -> None:
         here = {p.name for p in self._peers.by_identity.values() if p.join.role == "engine"}
-        works = self.coordinator.run.works
-        for text in self._missing.look(now, here, works=works):
+        for text in self._missing.look(now, here, works=self.coordinator.run.works):
             self._report("warning", {"step": self.coordinator.core.step, "text": text})
 
     # --- events in, commands out --------------------------------------------------------
@@ -289,9 +288,7 @@ class StageProcess:
             case events.CancelEnvironmentCall(trajectory=trajectory):
                 self._environment_calls.cancel(trajectory)
             case events.TrainGroup(rank=rank) | events.CloseVersion(rank=rank):
-                self._outbox.to_rank(
-                    rank, translate.with_prompts(command, self.parts.data["train"])
-                )
+                self._outbox.to_rank(rank, translate.with_prompts(command, self.parts.data))
             case events.ForgetGroup(rank=rank, group=group):
                 self._outbox.to_rank(rank, ForgetGroup(group=group))
             case events.CloseStep(step=step, groups=groups, normaliser=normaliser):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import msgspec
 
@@ -190,10 +191,10 @@ def request_of(command: Generate, prompt: bytes, temperature: float) -> Request:
 
 
 def with_prompts(
-    command: events.TrainGroup | events.CloseVersion, data: Dataset
+    command: events.TrainGroup | events.CloseVersion, sets: Mapping[str, Dataset]
 ) -> TrainGroup | CloseVersion:
     """A learner's order with the prompts' tokens, those of variants included."""
-    variants = command.variants
+    variants, data = command.variants, sets["train"]
     if isinstance(command, events.TrainGroup):
         return TrainGroup(
             step=command.step,

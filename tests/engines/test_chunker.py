@@ -1,5 +1,7 @@
 """Chunks that are due: claims about `engines.chunker`."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -155,6 +157,7 @@ def test_a_chunk_has_the_newest_scalars_that_came_with_its_tokens():
 )
 def test_a_scalar_that_the_stage_would_refuse_is_left_out(name: str, wrong: float):
     flusher = flusher_of(chunk_tokens=1)
-    flusher.add_tokens(A, [5], [-1.0], 1, **{name: wrong})
+    scalars: dict[str, Any] = {name: wrong}
+    flusher.add_tokens(A, [5], [-1.0], 1, **scalars)
     [head] = heads(flusher)
     assert (head.score, head.remaining) == (None, None)

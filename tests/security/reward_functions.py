@@ -41,7 +41,7 @@ def by_response(sample: Sampled) -> Any:
                 "descriptors": {n: os.readlink(f"/proc/self/fd/{n}") for n in descriptors()},
                 "inheritable": [n for n in descriptors() if os.get_inheritable(n)],
                 "directory": os.getcwd(),
-                "holds": os.listdir(),
+                "holds": [name for name in os.listdir() if not os.path.islink(name)],
                 "session": os.getsid(0) == os.getpid(),
                 "no new privileges": no_new_privileges,
                 "limits": [resource.getrlimit(what)[0] for what in known],

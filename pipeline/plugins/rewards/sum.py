@@ -66,7 +66,7 @@ class SumOptions(RewardOptions, frozen=True, kw_only=True):
 
 
 def _asked(part: _Part, name: str) -> frozenset[str] | None:
-    found = getattr(part.cls, name, None)
+    found: Any = getattr(part.cls, name, None)
     return found(part.options) if callable(found) else found
 
 

@@ -3,8 +3,9 @@
 Turns the accuracy of a group's first candidates, fewer than M, into one of: `Defer`, the prompt is
 too hard now and is asked again; `Drop`, it is too easy; `Hold`, it waits with its pilots until the
 budget (`pilot_commit` too, or any that gives held groups more) commits to it. A held group whose
-oldest token is more than `oldest` versions old is dropped. Once M have been sampled and scored all
-are trained on. Remembers the pilots of held groups where `pilots_kept` asks for it.
+oldest token is more than `oldest` versions old is dropped, and when a step closes one that could
+not be trained on after it. Once M have been sampled and scored all are trained on. Remembers the
+pilots of held groups where `pilots_kept` asks for it.
 Source: Pilot-Commit, arXiv 2605.26606. There old logprobs are computed anew for all, which takes
 pilots for on-policy; here they keep their versions, and `learner.max_staleness` must be `oldest`
 at least. Exclusion from the next epoch is the prompt order's: such groups are dropped as kind
@@ -19,7 +20,7 @@ from typing import Any
 
 from pipeline.plugins import interfaces
 from pipeline.plugins.actions import AnyAction, Defer, Drop, Hold
-from pipeline.plugins.interfaces import SelectorEvent, Wants
+from pipeline.plugins.interfaces import Barrier, SelectorEvent, Wants
 from pipeline.plugins.ranges import NonNegativeInt, Share
 from pipeline.plugins.registry import register
 from pipeline.plugins.selectors._choosing import (
@@ -80,8 +81,9 @@ class PilotCommit:
             yield from self._train(group, members)
         elif group.held:
             oldest = min((min(m.versions) for m in members if m.versions), default=group.version)
-            if group.version - oldest > self._options.oldest:
-                yield Drop(why=f"version {oldest} is too old at {group.version}", kind="old")
+            too_late = isinstance(event, Barrier) and group.max_staleness > 0 and group.due
+            if group.version - oldest > self._options.oldest or too_late:
+                yield Drop(why=f"version {oldest} is too old after {group.version}", kind="old")
         else:
             yield self._judge(group, members)
 

@@ -5,6 +5,7 @@ gives rounds of candidates to those that gain most. When nothing runs any more t
 all candidates of every group are trained on. With `example` a group without any reward is
 sampled up to M with another prompt: its own, and behind it a column of the data that shows a
 similar problem solved. Remembers nothing between calls.
+Held groups are replaced by others unless no more prompts may be opened: `step.tries: 1`.
 Source: XRPO, arXiv 2510.06672; sharpening of its advantages is the advantage's. Ours: the example
 is a column of the data, not looked up among what was solved in the run.
 """

@@ -86,7 +86,8 @@ def test_an_end_is_collected_once_and_starts_are_counted(program: Callable[[str]
         assert child.take_exit() == "exit 0"
         assert child.take_exit() is None
         assert (child.running, child.pid) == (False, 0)
-    assert child.tail() == "hello\nhello", "its log goes on"
+    assert child.tail() == "hello", "of its last start"
+    assert child.log.read_text() == "hello\nhello\n", "its log goes on"
 
 
 def test_a_child_that_has_run_for_long_begins_to_count_anew(

@@ -85,6 +85,7 @@ def test_an_audited_group_waits_for_the_last_one_to_end_or_to_be_given_up() -> N
     bench.reward(0, 1.0)
     bench.reward(1, 0.0)
     assert bench.group(0).state is GroupState.CHOSEN
+    commands: list[AnyCommand] = []
     for _ in range(3):
         commands = bench.tokens(2, 0, "error")
     assert only(commands, TrainGroup)

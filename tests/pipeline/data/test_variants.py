@@ -32,7 +32,8 @@ def tokenizer() -> Tokenizer:
 def load(tmp_path: Path, tokenizer: Tokenizer, rows: list[Any], **data: Any) -> Dataset:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"\n".join(map(msgspec.json.encode, rows)))
-    section = DataConfig(train=str(path), held_out=str(path), **{"variants": ("hint",), **data})
+    given: dict[str, Any] = {"variants": ("hint",), **data}
+    section = DataConfig(train=str(path), held_out=str(path), **given)
     return load_train(section, tokenizer, 128)
 
 
@@ -128,13 +129,13 @@ def test_orders_of_the_learner_get_the_prompts_of_their_members(
     command = events.TrainGroup(
         rank=0, step=0, group=1, prompt=0, members=members, variants={5: "hint"}
     )
-    found = with_prompts(command, data)
+    found = with_prompts(command, {"train": data})
     assert isinstance(found, TrainGroup)
     assert [text(tokenizer, found.prompt_of(m)) for m in found.members] == ["7+9=", "7+9=7+9=10+6;"]
     chunks = (StreamedChunk(1, 4, 0, bytes(8)), StreamedChunk(1, 5, 0, bytes(8)))
     order = events.CloseVersion(
         rank=0, version=2, prompts={1: 0}, chunks=chunks, variants={5: "hint:0.5"}
     )
-    closing = with_prompts(order, data)
+    closing = with_prompts(order, {"train": data})
     assert not isinstance(closing, TrainGroup)
     assert [text(tokenizer, closing.prompt_of(c)) for c in chunks] == ["7+9=", "7+9=7+9="]

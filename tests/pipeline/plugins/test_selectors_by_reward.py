@@ -161,6 +161,19 @@ def test_pilot_commit_says_hold_once_and_drops_a_group_that_has_waited_too_long(
     assert isinstance(action, Drop)
 
 
+def test_pilot_commit_drops_at_the_barrier_what_no_later_step_could_train_on():
+    versions = dict.fromkeys(range(32), (3,))
+    given: dict[str, Any] = {"held": True, "version": 7, "versions": versions}
+    due = pilots(16, max_staleness=4, due=True, **given)
+    [action] = decide(PilotCommit(), due, Barrier())
+    assert isinstance(action, Drop)
+    assert action.kind == "old"
+    assert decide(PilotCommit(), due, WeightsPublished()) == []
+    assert decide(PilotCommit(), pilots(16, max_staleness=5, **given), Barrier()) == []
+    on_policy = pilots(16, due=True, **given)  # given back by the core, not lost
+    assert decide(PilotCommit(), on_policy, Barrier()) == []
+
+
 def test_pilot_commit_trains_on_pilots_and_commits_of_any_age():
     versions = {0: (1,), 1: (1,), 2: (9,), 3: (9,)}
     group = scored_group([1, 0, 1, 0], size=4, held=True, version=9, versions=versions)
