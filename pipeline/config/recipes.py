@@ -79,7 +79,7 @@ def laid(
     own = tree.entries.pop("recipe", None)
     if own is not None:
         value = plain(own)
-        words = cast(list[Any], value) if isinstance(value, list) else [value or ""]
+        words = cast(list[Any], value if isinstance(value, list) else [value or ""])
         if all(isinstance(word, str) for word in words):
             tree = merged(layer(Branch(tree.where), ",".join(words), own.where), tree)
         else:

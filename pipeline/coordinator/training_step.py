@@ -309,7 +309,8 @@ class TrainingSteps:
         if core.stats.nonfinite:
             self._skipped("every loss that it tried was not finite")
             return
-        if self.state.exhausted and not self.state.opened and not self._group_manager.deferred:
+        waiting = self._group_manager.deferred or sum(core.group_index.counts.values())
+        if self.state.exhausted and not self.state.opened and not waiting:
             # Every step from here on would be as empty: the run ends with its data.
             done = f"after {core.step} of {core.settings.steps} steps"
             why = "the data is at its end: prompt_order has no more prompts"

@@ -95,7 +95,7 @@ def _budget(plugin: Any, size: int, max_tokens: int) -> None:
     _expect(right, "allocate", given, "an Allocation for each of two prompts")
     enough = all(one.candidates >= 1 and one.max_tokens >= 1 for one in allocations)
     _expect(enough, "allocate", given, "at least one candidate of at least one token")
-    counts = {"size": size, "sampled": size, "finished": 1, "unended": size - 1}
+    counts: dict[str, Any] = {"size": size, "sampled": size, "finished": 1, "unended": size - 1}
     group = testing.open_view(0, rewards=(1.0,), **counts)
     more = plugin.top_up([group], 1)
     rule = "pairs (group, how many more), for one open group and one idle slot"
@@ -112,7 +112,7 @@ def _groups(size: int, max_tokens: int) -> Iterator[tuple[GroupView, SelectorEve
     rewards = {member: float(member % 2) for member in done}
     some = {0: tokens}
     rest = dict.fromkeys(range(1, size), 1)
-    of = {"size": size, "max_tokens": max_tokens}
+    of: dict[str, Any] = {"size": size, "max_tokens": max_tokens}
     yield testing.group_of(finished=some, running=rest, **of), Finish(trajectory=0)
     yield testing.group_of(finished=some, running=rest, **of), WeightsPublished()
     last = Rewarded(trajectory=size - 1)
@@ -140,7 +140,7 @@ def _selector(plugin: Any, size: int, max_tokens: int) -> None:
 
 
 def _batch(plugin: Any, size: int, max_tokens: int) -> None:
-    known = {"rewards": (1.0, 0.0), "lengths": (9, 7)}
+    known: dict[str, Any] = {"rewards": (1.0, 0.0), "lengths": (9, 7)}
     underway, ready, taken = (
         [testing.facts_of(group, state, **known) for group in (4, 5)]
         for state in ("open", "ready", "taken")
@@ -152,8 +152,8 @@ def _batch(plugin: Any, size: int, max_tokens: int) -> None:
     ):
         given = plugin.decide(view)
         actions = _listed("decide", given, "actions of a batch rule, none or several")
-        known = all(isinstance(action, get_args(BatchAction)) for action in actions)
-        _expect(known, "decide", actions, "Take, Leave, Replay, Relax or Close")
+        fine = all(isinstance(action, get_args(BatchAction)) for action in actions)
+        _expect(fine, "decide", actions, "Take, Leave, Replay, Relax or Close")
 
 
 def _advantage(plugin: Any, size: int, max_tokens: int) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 import types
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import pytest
 
 from pipeline.config.load import load
@@ -140,7 +141,7 @@ TWO = [Allocation(candidates=4, max_tokens=9)] * 2
         ("prompt_order", Plan((1, 1)), "each once, and not 3, which is outstanding"),
         ("prompt_order", Plan((3,)), "each once, and not 3, which is outstanding"),
         ("prompt_order", Plan((0, 1, 2)), "at most two of the prompts 0 to 7"),
-        ("prompt_order", Plan(("a",)), "numbers of prompts, whole ones"),
+        ("prompt_order", Plan(cast(Any, ("a",))), "numbers of prompts, whole ones"),
         ("budget", None, ".allocate answered None, expected an Allocation for each of two prompts"),
         ("budget", TWO[:1], "expected an Allocation for each of two prompts"),
         ("budget", [8, 8], "expected an Allocation for each of two prompts"),
@@ -152,7 +153,11 @@ TWO = [Allocation(candidates=4, max_tokens=9)] * 2
         ("batch", None, ".decide answered None, expected actions of a batch rule"),
         ("batch", [Finalize(ids=(1, 2))], "expected Take, Leave, Replay, Relax or Close"),
         ("advantage", [1.0] * 4, ".advantages answered [1.0, 1.0, 1.0, 1.0], expected Advantages"),
-        ("advantage", Advantages(values=[0.0], weights=[1.0]), "a weight for each of 4 members"),
+        (
+            "advantage",
+            Advantages(values=np.zeros(1), weights=np.ones(1)),
+            "a weight for each of 4 members",
+        ),
         ("advantage", KeyError("size"), "raised KeyError: 'size' ("),
     ],
 )
