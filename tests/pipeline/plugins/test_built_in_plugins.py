@@ -276,7 +276,7 @@ def test_every_plugin_of_the_house_is_found_and_takes_its_options(kind: str):
 @pytest.mark.parametrize(
     "text, says",
     [
-        (None, "ModuleNotFoundError: No module named 'mine_of_none' (of the directory you are in"),
+        (None, "ModuleNotFoundError: No module named 'mine_of_none' (looked for among all"),
         ("import no_such_library", "ModuleNotFoundError: No module named 'no_such_library'"),
         ("raise ValueError('not today')", "ValueError: not today"),
         ("def f(:", "SyntaxError: invalid syntax"),
