@@ -171,7 +171,9 @@ def _unfolded_bytes(batch: Any) -> int:
 def _bytes_of(array: Any) -> int:
     """Of an array once each value is an object of its own."""
     import pyarrow
-    from pyarrow import compute
+    import pyarrow.compute
+
+    compute: Any = pyarrow.compute  # its functions are made when it is imported
 
     own = _OF_A_VALUE * len(array)
     if isinstance(array, pyarrow.DictionaryArray):
