@@ -223,12 +223,16 @@ def test_a_step_without_any_signal_ends_empty_and_the_run_goes_on() -> None:
     assert [g.step for g in bench.core.groups.values()] == [1]
 
 
-def test_a_run_without_prompts_left_ends_with_a_warning_for_each_step() -> None:
+def test_a_run_without_prompts_left_ends_and_says_so() -> None:
     bench = Bench(plugins={"prompt_order": Planned()}, steps=3)
     bench.begin()
     assert bench.over == Shutdown(error="")
-    assert bench.core.step == 3
-    assert bench.warnings()[0] == "step 1 closes smaller: there are no more prompts"
+    assert bench.core.step == 0
+    assert bench.warnings() == [
+        "step 1 closes smaller: there are no more prompts",
+        "the data is at its end: prompt_order has no more prompts; "
+        "the run ends after 0 of 3 steps",
+    ]
 
 
 class Planned:
