@@ -84,4 +84,5 @@ def records(group: Group) -> dict[str, object]:
     """What the group's record says of such members, by id."""
     variants = {str(m.id): m.variant for m in group.members if m.variant}
     forks = {str(m.id): [m.fork, m.prefix] for m in group.members if m.prefix}
-    return ({"variants": variants} if variants else {}) | ({"forks": forks} if forks else {})
+    found: dict[str, object] = {"variants": variants} if variants else {}
+    return found | ({"forks": forks} if forks else {})

@@ -7,7 +7,7 @@ one without it may read all.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -44,4 +44,4 @@ def wanted_of(config: Config) -> Wanted:
 
 def _asked(cls: type[Any], options: Any, name: str) -> frozenset[str] | None:
     found: Any = getattr(cls, name, None)
-    return found(options) if callable(found) else found
+    return cast("frozenset[str] | None", found(options) if callable(found) else found)

@@ -8,6 +8,7 @@ import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pyarrow as pa
@@ -210,7 +211,7 @@ def test_a_parquet_bomb_is_refused_before_it_is_unpacked(tmp_path: Path, kind: s
     import psutil
 
     path = tmp_path / "bomb.parquet"
-    encoded = {"column_encoding": "DELTA_BYTE_ARRAY"} if kind == "prefixes" else {}
+    encoded: dict[str, Any] = {"column_encoding": "DELTA_BYTE_ARRAY"} if kind == "prefixes" else {}
     parquet.write_table(
         bomb(kind), path, compression="zstd", use_dictionary=kind in ("dictionary", "nested"),
         **encoded,

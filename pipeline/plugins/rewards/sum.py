@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -67,7 +67,7 @@ class SumOptions(RewardOptions, frozen=True, kw_only=True):
 
 def _asked(part: _Part, name: str) -> frozenset[str] | None:
     found: Any = getattr(part.cls, name, None)
-    return found(part.options) if callable(found) else found
+    return cast("frozenset[str] | None", found(part.options) if callable(found) else found)
 
 
 class _Part:

@@ -101,10 +101,10 @@ class OfStep(Counts):
 
     def of_step(self, groups: Sequence[GroupOutcome]) -> Sequence[Advantages]:
         self.steps.append([g.group for g in groups])
-        mean = np.mean([m.reward for g in groups for m in g.members])
+        mean = float(np.mean([m.reward for g in groups for m in g.members]))
         return [
             Advantages(
-                values=np.array([m.reward for m in g.members]) - mean,
+                values=np.array([m.reward - mean for m in g.members]),
                 weights=np.ones(len(g.members)),
             )
             for g in groups

@@ -35,7 +35,8 @@ TRAINED = GroupTrained(rank=0, group=0, tokens=5.0)
 
 def running_ahead(**changes: Any) -> Bench:
     """Group 0 is for this step, group 1 for the next one; member 3 of group 1 holds two tokens."""
-    bench = Bench(**{"need": 1, "steps": 3, "prompts": 9, "max_staleness": 1, **changes})
+    usual: dict[str, Any] = {"need": 1, "steps": 3, "prompts": 9, "max_staleness": 1}
+    bench = Bench(**(usual | changes))
     bench.begin(slots=40)
     bench.tokens(3, 2)
     bench.train_one(0)

@@ -230,8 +230,7 @@ def test_a_run_without_prompts_left_ends_and_says_so() -> None:
     assert bench.core.step == 0
     assert bench.warnings() == [
         "step 1 closes smaller: there are no more prompts",
-        "the data is at its end: prompt_order has no more prompts; "
-        "the run ends after 0 of 3 steps",
+        "the data is at its end: prompt_order has no more prompts; the run ends after 0 of 3 steps",
     ]
 
 

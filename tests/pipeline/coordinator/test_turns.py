@@ -35,7 +35,8 @@ APPENDED = 7
 
 
 def bench_of(**changes: Any) -> Bench:
-    bench = Bench(**{"candidates": 2, "turns": 3, **changes})
+    usual: dict[str, Any] = {"candidates": 2, "turns": 3}
+    bench = Bench(**(usual | changes))
     bench.begin()
     return bench
 
