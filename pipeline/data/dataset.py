@@ -109,6 +109,7 @@ class _Loading:
         self._columns = self._data.variants if split == "train" else ()
         loaded: list[LoadedSource] = []
         empty = ""
+        source: SourceConfig
         for source in sources:
             first, before = len(items), len(self._problems)
             self._dropped = self._cut = 0

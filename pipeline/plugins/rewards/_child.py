@@ -103,7 +103,11 @@ class Child:
 
 
 def _serve(questions: int, answers: int, answer: Callable[[Any], Any]) -> None:
-    """In the child: answer until the parent is gone. Keeps none of the parent's descriptors."""
+    """In the child: answer until the parent is gone. Keeps none of the parent's descriptors: who
+    reads what the parent writes is to see its end."""
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1, 2):
+        os.dup2(nothing, standard)
     least, most = sorted((questions, answers))
     os.closerange(3, least)
     os.closerange(least + 1, most)

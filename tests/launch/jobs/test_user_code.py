@@ -80,7 +80,8 @@ def test_data_and_reward_of_another_project_train_for_three_steps(
     assert f"20 prompts, answer: {answer}" in job.text
     steps = lines(run / "metrics.jsonl", "step")
     assert len(steps) == 3
-    assert not [line for line in lines(run / "metrics.jsonl", "warning") if "reward" in str(line)]
+    warned = [line["text"] for line in lines(run / "metrics.jsonl", "warning")]
+    assert not [text for text in warned if "reward" in text and "are different" not in text]
     groups = [g for g in lines(run / "decisions.jsonl", "group") if g["fate"] == "trained"]
     assert len(groups) == 6
     rewards = [member[4] for group in groups for member in group["members"] if member[5]]

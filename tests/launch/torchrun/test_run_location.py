@@ -10,6 +10,7 @@ import pytest
 
 from launch.torchrun import __main__ as torchrun
 from launch.torchrun import run_location
+from launch.torchrun.rendezvous import SharedSecret
 from pipeline.checkpoint import store
 from pipeline.config.load import dump, load
 from pipeline.system.run_folder import RunError, RunFolder
@@ -59,7 +60,7 @@ def test_no_run_is_begun_anew_where_another_machines_has_left_its_logs(tmp_path:
     run = folder_of(tmp_path / "run")
     run_location.refuse_moved_run(run)
     run_location.write_location(run.path, "10.0.0.1")
-    args = argparse.Namespace(out=run.path, config=MINE)
+    args = argparse.Namespace(out=run.path, config=MINE, secret=SharedSecret(b""))
     config = load(Path("configs/quickstart.yaml"))
     with pytest.raises(RunError, match=r"the folder of this run is on 10\.0\.0\.1"):
         torchrun._open_run(config, args, Store())
@@ -73,7 +74,7 @@ def test_no_run_is_begun_anew_where_another_machines_has_left_its_logs(tmp_path:
 def test_a_run_that_is_over_goes_on_when_it_is_to_be_longer(tmp_path: Path) -> None:
     run = folder_of(tmp_path / "run")
     run.result.write_text(json.dumps({"steps": 60}))
-    args = argparse.Namespace(out=run.path, config=MINE)
+    args = argparse.Namespace(out=run.path, config=MINE, secret=SharedSecret(b""))
     with pytest.raises(RunError, match=r"finished its 60 steps; raise step\.count"):
         torchrun._open_run(load(Path("configs/quickstart.yaml")), args, Store())
     run.release_lock()
@@ -108,5 +109,8 @@ def test_another_configuration_takes_no_folder_without_a_checkpoint(tmp_path: Pa
     assert torchrun._resume_point(config, MINE, run) is None
     assert run.config.read_text() == dump(config)
     assert torchrun._resume_point(config, MINE, run) is None, "an attempt that left no checkpoint"
+    other = load(Path("configs/quickstart.yaml"), ["seed=1"])
+    assert torchrun._resume_point(other, MINE, run) is None, "a start that failed before its step"
+    run.metrics.write_text('{"what": "step", "step": 0}\n')
     with pytest.raises(RunError, match="another configuration and no checkpoint"):
-        torchrun._resume_point(load(Path("configs/quickstart.yaml"), ["seed=1"]), MINE, run)
+        torchrun._resume_point(config, MINE, run)

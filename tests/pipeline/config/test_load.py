@@ -148,7 +148,7 @@ def test_all_problems_come_in_one_go_with_line_key_rule_and_nearest_key(write):
     budgets = registry.builtin_names("budget")
     assert problems(path) == [
         "configs/a.yaml:12: size: given twice, first at configs/a.yaml:12; remove one",
-        "configs/a.yaml:5: lr: unknown key; did you mean learner.lr?",
+        "configs/a.yaml:5: lr: unknown key; verl's lr is learner.lr here",
         "configs/a.yaml:2: seed: found 'one', expected a whole number",
         (
             "configs/a.yaml:6: data.bad_lines: "
