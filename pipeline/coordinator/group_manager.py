@@ -187,16 +187,10 @@ class GroupManager:
             )
         learned = state is GroupState.TRAINED
         del core.groups[group.id]
-        core.report(
-            "group",
-            version=core.version,
-            group=group.id,
-            kind=group.kind,
-            prompt=group.prompt,
-            attempt=group.attempt,
-            fate=state.value,
-            why=group.why,
-            members=table,
+        self._report_end(
+            group,
+            state.value,
+            table,
             **records(group),
             **({"advantages": _by_member(group)} if learned else {}),
             **({"advantage_why": group.advantage_why} if group.advantage_why else {}),
@@ -216,19 +210,25 @@ class GroupManager:
         del core.groups[group.id]
         self.replay_buffer.end(group, kept)
         fate = "replayed" if state is GroupState.TRAINED else state.value
-        core.report(
+        self._report_end(group, fate, [], replay_of=kept.group)
+        core.needs_update = True
+
+    def _report_end(
+        self, group: Group, fate: str, members: list[list[object]], **more: object
+    ) -> None:
+        """Write the group's line in decisions.jsonl."""
+        self._core.report(
             "group",
-            version=core.version,
+            version=self._core.version,
             group=group.id,
             kind=group.kind,
             prompt=group.prompt,
             attempt=group.attempt,
             fate=fate,
             why=group.why,
-            members=[],
-            replay_of=kept.group,
+            members=members,
+            **more,
         )
-        core.needs_update = True
 
     @staticmethod
     def _fate(group: Group, member: Trajectory, weight: float, why: str) -> str:

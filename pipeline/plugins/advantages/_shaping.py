@@ -98,6 +98,14 @@ def less_mean(rewards: Array, options: GroupMeanOptions) -> Array:
     return values
 
 
+def by_group_mean(members: Sequence[Outcome], options: GroupMeanOptions) -> Advantages | NoSignal:
+    """Advantages of `grpo`: each reward, with the penalty, less the mean of its group."""
+    shaped = shape(members, options)
+    if isinstance(shaped, NoSignal):
+        return shaped
+    return shaped.advantages(less_mean(shaped.rewards, options))
+
+
 def right(members: Sequence[Outcome], options: CorrectOptions) -> npt.NDArray[np.bool_]:
     """Which members have answered right."""
     return np.array([member.reward >= options.correct for member in members], dtype=np.bool_)

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from pipeline.plugins.actions import Advantages, NoSignal
-from pipeline.plugins.advantages._shaping import GroupMeanOptions, less_mean, shape
+from pipeline.plugins.advantages._shaping import GroupMeanOptions, by_group_mean
 from pipeline.plugins.registry import register
 from pipeline.plugins.views import GroupOutcome, Outcome
 
@@ -32,10 +32,7 @@ class Gpg:
         self._options = options or GpgOptions()
 
     def advantages(self, members: Sequence[Outcome]) -> Advantages | NoSignal:
-        shaped = shape(members, self._options)
-        if isinstance(shaped, NoSignal):
-            return shaped
-        return shaped.advantages(less_mean(shaped.rewards, self._options))
+        return by_group_mean(members, self._options)
 
     def of_step(self, groups: Sequence[GroupOutcome]) -> Sequence[Advantages]:
         """The same, scaled by the share of members whose group has a signal."""

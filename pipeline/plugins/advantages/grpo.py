@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipeline.plugins.actions import Advantages, NoSignal
-from pipeline.plugins.advantages._shaping import GroupMeanOptions, less_mean, shape
+from pipeline.plugins.advantages._shaping import GroupMeanOptions, by_group_mean
 from pipeline.plugins.registry import register
 from pipeline.plugins.views import Outcome
 
@@ -29,7 +29,4 @@ class Grpo:
         self._options = options or GrpoOptions()
 
     def advantages(self, members: Sequence[Outcome]) -> Advantages | NoSignal:
-        shaped = shape(members, self._options)
-        if isinstance(shaped, NoSignal):
-            return shaped
-        return shaped.advantages(less_mean(shaped.rewards, self._options))
+        return by_group_mean(members, self._options)

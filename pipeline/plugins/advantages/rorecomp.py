@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 
 from pipeline.plugins.actions import Advantages, NoSignal
-from pipeline.plugins.advantages._shaping import CorrectOptions, less_mean, shape
+from pipeline.plugins.advantages._shaping import CorrectOptions, by_group_mean
 from pipeline.plugins.ranges import PositiveInt, PositiveShare
 from pipeline.plugins.registry import register
 from pipeline.plugins.views import GroupOutcome, Outcome
@@ -53,10 +53,7 @@ class Rorecomp:
         self._options = options or RorecompOptions()
 
     def advantages(self, members: Sequence[Outcome]) -> Advantages | NoSignal:
-        shaped = shape(members, self._options)
-        if isinstance(shaped, NoSignal):
-            return shaped
-        return shaped.advantages(less_mean(shaped.rewards, self._options))
+        return by_group_mean(members, self._options)
 
     def of_step(self, groups: Sequence[GroupOutcome]) -> Sequence[Advantages]:
         """The same, with weight 0 for what does not come first."""

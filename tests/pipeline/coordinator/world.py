@@ -11,6 +11,7 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from pipeline.coordinator import snapshot
@@ -476,3 +477,16 @@ class World:
 
     def check(self) -> None:
         check(self.coordinator, self.group_fates)
+
+
+def ran(seed: int, changes: dict[str, Any], **plugins: Any) -> World:
+    """A run to its end, its books checked after every event."""
+    settings = settings_of(seed=seed, held_out=0, eval_every=0, **changes)
+    own = msgspec.structs.replace(plugins_of(seed=seed), **plugins)
+    world = World(seed, settings, own, faults=0.05, reward_faults=0.0)
+    world.start()
+    world.run()
+    assert world.over is not None and world.over.error == ""
+    core = world.coordinator.core
+    assert not core.groups and not core.trajectories, "something was left behind"
+    return world

@@ -17,7 +17,7 @@ from pipeline.plugins.batch_rules.sorted import Sorted
 from pipeline.plugins.prompt_orders.sorted_load import SortedLoad, SortedLoadOptions
 from pipeline.plugins.testing import batch_view, facts_of, kept_view, option_problems
 from pipeline.plugins.views import GroupFacts
-from tests.pipeline.coordinator.world import World, plugins_of, settings_of
+from tests.pipeline.coordinator.world import World, ran
 
 # --- sorted ----------------------------------------------------------------------------------
 
@@ -198,19 +198,6 @@ def test_options_out_of_range_are_refused(options: Any, given: dict[str, Any], c
 
 
 # --- whole runs ------------------------------------------------------------------------------
-
-
-def ran(seed: int, changes: dict[str, Any], **plugins: Any) -> World:
-    """A run to its end, its books checked after every event."""
-    settings = settings_of(seed=seed, held_out=0, eval_every=0, **changes)
-    own = msgspec.structs.replace(plugins_of(seed=seed), **plugins)
-    world = World(seed, settings, own, faults=0.05, reward_faults=0.0)
-    world.start()
-    world.run()
-    assert world.over is not None and world.over.error == ""
-    core = world.coordinator.core
-    assert not core.groups and not core.trajectories, "something was left behind"
-    return world
 
 
 def fates(world: World) -> Counter[str]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,7 +19,7 @@ from pipeline.plugins.selectors.concise_confident import ConciseConfident, Conci
 from pipeline.plugins.selectors.dual_end import DualEnd, DualEndOptions
 from pipeline.plugins.testing import option_problems
 from pipeline.plugins.views import BatchView, PlanView
-from tests.pipeline.coordinator.world import World, plugins_of, settings_of
+from tests.pipeline.coordinator.world import World, ran
 
 # --- quorum ----------------------------------------------------------------------------------
 
@@ -159,19 +158,6 @@ def test_tail_batching_plans_every_prompt_once_an_epoch_whatever_is_deferred(
 
 
 # --- whole runs ------------------------------------------------------------------------------
-
-
-def ran(seed: int, changes: dict[str, Any], **plugins: Any) -> World:
-    """A run to its end, its books checked after every event."""
-    settings = settings_of(seed=seed, held_out=0, eval_every=0, **changes)
-    own = msgspec.structs.replace(plugins_of(seed=seed), **plugins)
-    world = World(seed, settings, own, faults=0.05, reward_faults=0.0)
-    world.start()
-    world.run()
-    assert world.over is not None and world.over.error == ""
-    core = world.coordinator.core
-    assert not core.groups and not core.trajectories, "something was left behind"
-    return world
 
 
 def told(world: World, what: str) -> list[dict[str, Any]]:
