@@ -1,6 +1,7 @@
-"""Settings that have another name now: a tree that uses an old one -> a complaint for each.
+"""Settings that have another name now: a tree that uses an old one -> the same tree with new names.
 
-Each complaint says the new name. The value is moved there, so that it is checked in the same go.
+Old names are taken, with a line for each that says the new one. A setting that is given by both
+names in one place is refused; an override wins over a file, whichever of the names it has.
 """
 
 from __future__ import annotations
@@ -35,12 +36,13 @@ _OWN = ("math.limit_s",)
 SECTIONS = frozenset(old for old in RENAMED if "." not in old)
 
 
-def refuse(tree: Branch, problem: Callable[[str, str, str], None]) -> None:
-    """Moves what has an old name.
+def move(tree: Branch, problem: Callable[[str, str, str], None]) -> list[str]:
+    """Moves what has an old name. Returns a line for each, with its place and both names.
 
     Args:
         problem: called with each complaint: key, text, place.
     """
+    told: list[str] = []
     emptied: set[str] = set()  # sections whose keys all had a row of their own
     for old, new in RENAMED.items():
         for key, holder in list(_holders(tree, old.split("."))):
@@ -52,8 +54,9 @@ def refuse(tree: Branch, problem: Callable[[str, str, str], None]) -> None:
                 continue
             emptied.add(above)
             how = "moved" if last == new.rpartition(".")[2] else "renamed"
-            problem(key, f"{how} to {new}", entry.where)
-            _put(tree, new.split("."), entry)
+            told.append(f"{entry.where}: {key}: {how} to {new}; it is taken as that")
+            _put(tree, new.split("."), entry, key, problem)
+    return told
 
 
 def _holders(tree: Tree, pattern: list[str], prefix: str = "") -> Iterator[tuple[str, Branch]]:
@@ -70,8 +73,10 @@ def _holders(tree: Tree, pattern: list[str], prefix: str = "") -> Iterator[tuple
             yield prefix + name, tree
 
 
-def _put(tree: Branch, path: list[str], entry: Tree) -> None:
-    """Writes it at its new place, unless something is there."""
+def _put(
+    tree: Branch, path: list[str], entry: Tree, old: str, problem: Callable[[str, str, str], None]
+) -> None:
+    """Writes it at its new place; of two, the override's or neither."""
     *above, last = path
     for name in above:
         inner = tree.entries.setdefault(name, Branch(entry.where))
@@ -79,6 +84,26 @@ def _put(tree: Branch, path: list[str], entry: Tree) -> None:
             return
         tree = inner
     there = tree.entries.setdefault(last, entry)
-    if there is not entry and isinstance(there, Branch) and isinstance(entry, Branch):
+    if there is entry:
+        return
+    if isinstance(there, Branch) and isinstance(entry, Branch) and not _two_plugins(there, entry):
         for name, value in entry.entries.items():
-            there.entries.setdefault(name, value)
+            _put(there, [name], value, f"{old}.{name}", problem)
+    elif _is_override(entry) and not _is_override(there):
+        tree.entries[last] = entry
+    elif _is_override(entry) or not _is_override(there):
+        problem(old, f"given by its new name too, at {there.where}; leave one out", entry.where)
+
+
+def _two_plugins(there: Branch, entry: Branch) -> bool:
+    """Whether each is another plug-in with its options: `shuffled: {...}` and `easy_first: {}`."""
+    one, other = list(there.entries), list(entry.entries)
+    is_plugin = all(
+        len(tree.entries) == 1 and isinstance(next(iter(tree.entries.values())), Branch)
+        for tree in (there, entry)
+    )
+    return is_plugin and one != other
+
+
+def _is_override(tree: Tree) -> bool:
+    return tree.where.startswith("override ")

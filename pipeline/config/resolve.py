@@ -7,6 +7,7 @@ all is checked in one go.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from pipeline.config.yaml_tree import Branch, Leaf, Tree, plain
 from pipeline.plugins import interfaces, registry
 from pipeline.plugins.ranges import did_you_mean
 
+log = logging.getLogger("config")
+
 
 class Resolver:
     """Of one file; `problems` grows by a line for each complaint."""
@@ -33,7 +36,8 @@ class Resolver:
 
     def config(self) -> Config:
         """The whole configuration; worth something only if no problem was found."""
-        renamed.refuse(self._tree, self._problem)
+        for line in renamed.move(self._tree, self._problem):
+            log.warning("%s", line)
         plugins = tuple(registry.PACKAGES)
         values = self._values.fields(Config, self._tree, "", leave=plugins)
         group_size = values.get("group", default_of(Config, "group")).size
@@ -47,9 +51,7 @@ class Resolver:
             values["model"] = ""
         config = Config(**values)
         for key, problem in rules.problems(config):
-            other = rules.OTHER_KEY.get(key, "")
-            only_other = self._values.given(other) and not self._values.given(key)
-            self._problem(key, problem, self._values.place(other) if only_other else "")
+            self._problem(key, problem)
         return paths.resolved(config, self._path, self._problem)
 
     def _problem(self, key: str, text: str, where: str = "") -> None:

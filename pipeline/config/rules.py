@@ -19,15 +19,6 @@ _OTHER_KERNELS = ("flash_attention_2", "flash_attention_3", "flex_attention")
 """Names of transformers that are known and refused with a reason."""
 
 
-OTHER_KEY = {
-    "learner.updates": "step.prompts",
-    "learner.warmup_steps": "step.count",
-    "advantage.grpo.overlong_tokens": "sampling.max_tokens",
-    "metrics.prometheus_port": "nodes.port",
-}
-"""Key of a complaint -> the one it clashes with, whose place is named if only that was given."""
-
-
 def problems(config: Config) -> Iterator[tuple[str, str]]:
     """(key, complaint) for every setting that clashes with another."""
     yield from _learner(config.learner)
@@ -67,6 +58,11 @@ def _ordered(config: Config) -> Iterator[tuple[str, str]]:
 def warnings(config: Config) -> Iterator[str]:
     """Lines about settings that are allowed, and change what is learned."""
     section = config.learner
+    if 0 < config.step.count < section.warmup_steps:
+        yield (
+            f"step.count is {config.step.count}, but learner.warmup_steps is "
+            f"{section.warmup_steps}: learner.lr is never reached"
+        )
     own = getattr(registry.find_plugin("loss", config.loss.name), "own_importance", False)
     if section.max_staleness and section.importance == "off" and not own:
         yield (
@@ -96,13 +92,7 @@ def _learner(section: LearnerConfig) -> Iterator[tuple[str, str]]:
 
 
 def _lengths(config: Config) -> Iterator[tuple[str, str]]:
-    """What is longer than the run, or than a response."""
-    count, warmup = config.step.count, config.learner.warmup_steps
-    if 0 < count < warmup:
-        why = "learner.lr would never be reached"
-        cure = f"set learner.warmup_steps to at most {count}, or step.count to at least {warmup}"
-        rule = f"expected at most step.count, {count}"
-        yield "learner.warmup_steps", f"found {warmup}, {rule}: {why}; {cure}"
+    """What is longer than a response."""
     limit = config.sampling.max_tokens
     overlong = config.advantage.options.get("overlong_tokens", 0)
     if overlong > limit:
