@@ -77,6 +77,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="file for the profile, JSON")
     options = parser.parse_args()
+    options.out.parent.mkdir(parents=True, exist_ok=True)  # before minutes of measuring
     lead_own_group()
     import uvloop
 

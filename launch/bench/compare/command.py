@@ -107,7 +107,8 @@ def run_comparison(wanted: Comparison, out: Path | None = None) -> int:
     """Runs what is missing, and prints and writes the results. Returns the exit status."""
     try:
         cells = wanted.all_cells()
-        wanted.folder.mkdir(parents=True, exist_ok=True)
+        for folder in (wanted.folder, *([out.parent] if out else [])):
+            folder.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(wanted.folder / "lock", timeout=0):
             return _compare(wanted, cells, out)
     except filelock.Timeout:

@@ -372,11 +372,12 @@ def test_a_failed_run_is_named_and_the_others_go_on(
         target=0.5,
         overrides=(f"data.train={bad}", f"data.held_out={bad}"),
     )
-    assert run_comparison(wanted) == 1
+    out = tmp_path / "not" / "there" / "yet.json"
+    assert run_comparison(wanted, out) == 1
     said = capsys.readouterr().err
     assert "bad.jsonl:1: not JSON" in said
     assert "failed: sync-s0, first_m-s0" in said
-    written = json.loads((tmp_path / "c" / "comparison.json").read_text())
+    written = json.loads(out.read_text())
     assert written["methods"]["first_m"]["depth"] == [None]
 
 
