@@ -102,19 +102,18 @@ def parse(text: str, where: Callable[[int], str], problems: list[str]) -> Tree |
         return None
     try:
         depth = 0
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        for event in yaml.parse(text, Loader=yaml.CSafeLoader):
             depth += isinstance(event, yaml.CollectionStartEvent)
             depth -= isinstance(event, yaml.CollectionEndEvent)
             if depth > MAX_DEPTH:
                 line = event.start_mark.line + 1 if event.start_mark else 1
                 problems.append(f"{where(line)}: nested more than {MAX_DEPTH} deep")
                 return None
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = yaml.compose(text, Loader=yaml.CSafeLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        problems.append(
-            f"{where(mark.line + 1 if mark else 1)}: not YAML: {error.problem or error.context}"
-        )
+        line = min(mark.line, text.count("\n")) + 1 if mark else 1  # the end is on the last line
+        problems.append(f"{where(line)}: not YAML: {error.problem or error.context}")
         return None
     # a character that YAML does not allow; an escape of none, a version of thousands of digits
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
@@ -148,7 +147,7 @@ class _Reader:
             text = ""
         if node.tag not in _TAGS:
             self._problem(f"{where}: tag {node.tag!r}: tags are not read, write the plain value")
-        bare = isinstance(node, yaml.ScalarNode) and node.style is None
+        bare = isinstance(node, yaml.ScalarNode) and not node.style
         return Leaf(where, scalar(text) if bare else text, text)
 
     def _branch(self, node: yaml.MappingNode, where: str, depth: int) -> Branch:

@@ -64,6 +64,11 @@ STEPS: tuple[tuple[int, ...], ...] = ((1, 2, 3, 4, 5), (6, 7), (8, 9, 10))
 """Groups of the three steps of the plain scenarios."""
 
 
+ZEROS: dict[int, tuple[int, ...]] = {1: (0, 3), 2: (0, 2, 3)}
+"""World -> ZeRO stages tried there: 2 shares out what 1 does, and gradients besides."""
+CASES = [(zero, world) for world, zeros in ZEROS.items() for zero in zeros]
+
+
 def make_model(directory: Path, scale: float = 4.0, seed: int = 3) -> Path:
     """A tiny random Qwen3 whose weights are sharpened: small ones hide position errors."""
     import torch
@@ -429,7 +434,7 @@ def main() -> None:
     torch.set_num_threads(1)
     join_ranks()
     found: dict[str, Any] = {}
-    for zero in (0, 1, 2, 3):
+    for zero in ZEROS[world]:
         found[f"streamed{zero}"] = streamed(model, zero, rank, world)
         found[f"together{zero}"] = streamed(model, zero, rank, world, together=True)
         found[f"lazy{zero}"] = streamed(model, zero, rank, world, lazy=True)

@@ -1,7 +1,7 @@
 """Runs ranks that close a version, change their weights, and train on tokens of before.
 
-As a program (`python -m tests.learner.stale_ranks MODEL OUT`): the scenarios below at ZeRO 0
-to 3, into OUT/rankR.pt.
+As a program (`python -m tests.learner.stale_ranks MODEL OUT`): the scenarios below at the ZeRO
+stages of `ZEROS`, into OUT/rankR.pt.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pipeline.wire.messages import (
     TrainGroup,
     floats,
 )
-from tests.learner.ranks import STEPS, TEMPERATURE, Rank, group_of, shares
+from tests.learner.ranks import STEPS, TEMPERATURE, ZEROS, Rank, group_of, shares
 
 STALE: dict[str, Any] = {"lr": 5e-3, "max_staleness": 1}
 """A version moves the weights far enough that ratios are clipped."""
@@ -155,7 +155,7 @@ def main() -> None:
     torch.set_num_threads(1)
     join_ranks()
     found: dict[str, Any] = {}
-    for zero in (0, 1, 2, 3):
+    for zero in ZEROS[world]:
         found[f"single{zero}"] = trained(model, zero, rank, world)
         found[f"several{zero}"] = trained(model, zero, rank, world, updates=2)
         found[f"stopped{zero}"] = stopped(model, zero, rank, world)

@@ -24,6 +24,7 @@ from learner.weights import FILE
 from pipeline.config.schema import LearnerConfig
 from pipeline.wire.messages import TrainGroup, floats, ints
 from tests.learner.ranks import (
+    CASES,
     RUN_STEPS,
     SECTION,
     SEVERAL,
@@ -37,7 +38,6 @@ from tests.learner.ranks import (
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(480)]
 Results = dict[int, list[dict[str, Any]]]
-CASES = [(zero, world) for world in (1, 2) for zero in (0, 1, 2, 3)]
 LOCAL = [(zero, world) for zero, world in CASES if zero < 3]  # backward is the rank's alone
 
 

@@ -36,7 +36,7 @@ from scripts.bench.stale_weights import FAULTS, UNMERGED, Trainer, faulty_versio
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-RATES = pytest.mark.parametrize("lr", [1e-6, 1e-4])
+RATES = pytest.mark.parametrize("lr", [1e-6, pytest.param(1e-4, marks=pytest.mark.long)])
 TENSORS = 35
 """Of the built-in model; its output layer is tied to the embedding."""
 
@@ -53,7 +53,7 @@ async def bfloat16_engine() -> AsyncIterator[Engine]:
 
 @pytest.fixture(
     params=[
-        "transformers float32",
+        pytest.param("transformers float32", marks=pytest.mark.long),
         "transformers bfloat16",
         pytest.param("vllm float32", marks=[pytest.mark.vllm, pytest.mark.slow]),
     ]

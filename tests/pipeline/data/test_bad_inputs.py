@@ -119,7 +119,7 @@ ENCODINGS = [
         {"a.jsonl": '{"prompt": "1+1=", "answer": "zwölf"}'.encode("latin-1")}),
     Bad("a configuration in Latin-1", "c.yaml", "cannot be read: 'utf-8' codec",
         "expected a YAML file in UTF-8", "save it as one", files={"c.yaml": b"model: m\xf6del\n"}),
-    Bad("a control character in a configuration", "c.yaml:1", "not YAML", "special characters",
+    Bad("a control character in a configuration", "c.yaml:1", "not YAML", "control characters",
         KEYS, files={"c.yaml": "model: \x07\n"}),
     Bad("a chat template in Latin-1", "model/chat_template.jinja", "cannot be read",
         "expected a chat template in UTF-8", "save it so", DATA % "",
