@@ -75,16 +75,30 @@ class _Connection:
             socket.connect(endpoint)
         self._sequence = self._expected = 0
         self.heard = heard  # when the stage was last heard, on this connection or the one before
-        self.refused = ""  # why the connection is dead: sending would block
+        self.refused = ""  # why the connection is dead
         self.welcome: Welcome | None = None
         self.alive, self.alive_at = Alive(), self.heard
 
-    def send(self, payload: bytes) -> None:
-        self.control.send_multipart([SEQUENCE.pack(self._sequence), payload])
-        self._sequence += 1
+    def send(self, payload: bytes) -> bool:
+        """Send a control message. False: the connection is dead."""
+        sent = self._send(self.control, [SEQUENCE.pack(self._sequence), payload])
+        self._sequence += sent
+        return sent
 
-    def send_data(self, parts: list[bytes]) -> None:
-        self._data.send_multipart(parts)
+    def send_data(self, parts: list[bytes]) -> bool:
+        """Send a data-plane frame. False: the connection is dead."""
+        return self._send(self._data, parts)
+
+    def _send(self, socket: zmq.Socket[bytes], parts: list[bytes]) -> bool:
+        try:
+            socket.send_multipart(parts, zmq.NOBLOCK)
+        except zmq.Again:  # queues have no limit: it was denied since the monitors were polled
+            for monitor in self.monitors:
+                if monitor.poll(0):
+                    self.see_refusal(monitor)
+            self.refused = self.refused or "the connection was denied"
+            return False
+        return True
 
     def receive(self) -> ToPeer | None:
         """Return the next message, or a shutdown if one was lost; None: there is none."""
@@ -284,10 +298,8 @@ class StageClient:
             data, parts = self._outbox.popleft()
             if data and self._rejoins and connection.welcome is None:
                 continue  # of an epoch that has ended: the stage would reject it
-            if data:
-                connection.send_data(parts)
-            else:
-                connection.send(parts[0])
+            if not (connection.send_data(parts) if data else connection.send(parts[0])):
+                self._outbox.appendleft((data, parts))
 
     def _take(self, connection: _Connection, message: ToPeer) -> None:
         self._denied_at = 0.0

@@ -158,11 +158,14 @@ class _PieceClient:
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
         poller.register(self._monitor, zmq.POLLIN)
-        until = time.monotonic() + RETRY_S
+        until, denied = time.monotonic() + RETRY_S, False
         while self._offset < self._total:
-            while self._next < min(self._total, self._offset + AHEAD * PIECE_BYTES):
-                self._socket.send(_encode(PieceRequest(self._version, self._next)))
-                self._next += PIECE_BYTES
+            while not denied and self._next < min(self._total, self._offset + AHEAD * PIECE_BYTES):
+                try:
+                    self._socket.send(_encode(PieceRequest(self._version, self._next)), zmq.NOBLOCK)
+                    self._next += PIECE_BYTES
+                except zmq.Again:  # queues have no limit; a denied socket would block for ever
+                    denied = True
             ready = dict(poller.poll(int(max(0.0, until - time.monotonic()) * 1000)))
             if self._monitor in ready:
                 self.why = handshake_failure(self._monitor)

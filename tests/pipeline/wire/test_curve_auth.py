@@ -180,6 +180,45 @@ async def test_a_peer_that_is_denied_tries_again_and_ends_by_naming_the_reason(
     assert server.curve_auth.refused > 1
 
 
+def slow_to_send(monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> None:
+    """Lets the stage deny a connection between two sends on it, without a look at monitors.
+
+    Args:
+        owner: what has the function `name` that is called between them.
+    """
+
+    class Late(zmq.Poller):  # made between connecting and the first send
+        def __init__(self) -> None:
+            time.sleep(0.5)
+            super().__init__()
+
+    between = getattr(owner, name)
+
+    def later(*args: Any) -> Any:
+        time.sleep(0.05)  # for less, libzmq does not look whether the connection is still there
+        return between(*args)
+
+    monkeypatch.setattr(zmq, "Poller", Late)
+    monkeypatch.setattr(owner, name, later)
+
+
+@pytest.mark.fault("a peer is denied while it sends", part="peers", by="socket")
+async def test_a_peer_that_is_denied_while_it_sends_does_not_wait_for_ever(
+    server: StageServer, listen_keys: ListenKeys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Promise: it ends by naming the reason, as when it is denied at rest.
+    Bound: `DENIED_S` (30 s, here 0.5 s).
+    """
+    monkeypatch.setattr(links, "DENIED_S", 0.5)
+    slow_to_send(monkeypatch, StageClient, "_send_queued")
+    with link_with(ticket_with(listen_keys, keys=STRANGER), join_of("e0")) as (client, inbox):
+        for _ in range(3):
+            client.send(join_of("e0"))
+        message = await got(inbox)
+    assert isinstance(message, Refused)
+    assert message.why.endswith(": the stage does not know this key")
+
+
 @pytest.mark.fault("a key becomes known only after the first attempt", part="peers", by="socket")
 async def test_a_key_that_becomes_known_a_little_late_is_let_in(
     server: StageServer, listen_keys: ListenKeys

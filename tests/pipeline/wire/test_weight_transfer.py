@@ -19,7 +19,7 @@ from pipeline.wire.keys import KeyOwner, ListenKeys, PeerKeys, TransportError
 from pipeline.wire.messages import Manifest
 from pipeline.wire.server import StageServer
 from pipeline.wire.weight_transfer import FILE, PIECE_BYTES, fetch_weights
-from tests.pipeline.wire.test_curve_auth import free_endpoints
+from tests.pipeline.wire.test_curve_auth import free_endpoints, slow_to_send
 
 SERVER, E0, STRANGER = new_pair(), new_pair(), new_pair()
 CONTENT = os.urandom(5 * PIECE_BYTES // 2)  # two pieces and a half
@@ -81,13 +81,17 @@ async def test_a_version_that_is_gone_or_of_another_size_is_named(peer_keys: Pee
 
 
 @pytest.mark.fault("somebody without a key asks for weights", part="network", by="socket")
+@pytest.mark.parametrize("slow", [False, True], ids=["", "denied while it asks"])
+@pytest.mark.timeout(30)
 async def test_weights_are_for_bearers_of_a_key(
-    peer_keys: PeerKeys, monkeypatch: pytest.MonkeyPatch
+    peer_keys: PeerKeys, monkeypatch: pytest.MonkeyPatch, slow: bool
 ) -> None:
     """Promise: nothing is sent, and the error names the reason.
     Bound: the patience of the fetch (here 1 s).
     """
     monkeypatch.setattr(weight_transfer, "RETRY_S", 0.3)
+    if slow:
+        slow_to_send(monkeypatch, weight_transfer, "_encode")
     other = PeerKeys(
         control=peer_keys.control,
         data=peer_keys.data,
