@@ -324,6 +324,7 @@ def members(group: int) -> list[str]:
     return found
 
 
+@pytest.mark.long
 @pytest.mark.fault(
     "an engine's worker is killed beside vLLM's own processes", part="engines", by="process"
 )

@@ -94,7 +94,11 @@ for model in sys.argv[1:]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("code", [LOAD, LOAD_VLLM], ids=["transformers", "vllm"])
+@pytest.mark.parametrize(
+    "code",
+    [LOAD, pytest.param(LOAD_VLLM, marks=pytest.mark.long)],
+    ids=["transformers", "vllm"],
+)
 def test_what_loads_a_model_runs_no_file_of_it_even_unchecked(tmp_path: Path, code: str) -> None:
     known = trapped(tmp_path / "known")
     unknown = trapped(tmp_path / "unknown", model_type="unheard_of")

@@ -381,6 +381,7 @@ def test_a_failed_run_is_named_and_the_others_go_on(
     assert written["methods"]["first_m"]["depth"] == [None]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_an_interrupted_comparison_goes_on_without_repeating_what_is_finished(

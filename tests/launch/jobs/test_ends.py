@@ -72,7 +72,9 @@ def test_sigterm_to_all_writes_one_checkpoint(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault("SIGTERM to one process of a run", part="people", by="process")
-@pytest.mark.parametrize("part", ["pipeline.stage", "learner.learner_rank"])
+@pytest.mark.parametrize(
+    "part", ["pipeline.stage", pytest.param("learner.learner_rank", marks=pytest.mark.long)]
+)
 def test_sigterm_to_one_part_ends_the_run_with_a_checkpoint(tmp_path: Path, part: str) -> None:
     """Promise: a checkpoint, a status that is not 0, and a line that names who was asked to end.
     Bound: 20 s.

@@ -138,6 +138,7 @@ EVERYTHING = [
 ]
 
 
+@pytest.mark.long
 def test_streamed_logprobs_several_updates_and_a_version_of_staleness_go_together(
     tmp_path: Path,
 ) -> None:
@@ -179,6 +180,7 @@ def test_a_killed_learner_ends_the_run_and_resume_skips_and_repeats_no_prompt(
     assert trained_prompts(run) == trained_prompts(undisturbed)
 
 
+@pytest.mark.long
 @pytest.mark.fault("the stage alone is killed", part="stage", by="process")
 def test_a_killed_stage_ends_the_run_and_resume_skips_and_repeats_no_prompt(
     undisturbed: Path, tmp_path: Path
@@ -253,6 +255,7 @@ def test_a_reward_that_mostly_raises_stops_the_run_with_its_traceback(tmp_path: 
         assert "workers.fail_share" in job.text
 
 
+@pytest.mark.long
 def test_engine_and_learner_started_by_hand_join_a_stage_that_runs_alone(tmp_path: Path) -> None:
     run = tmp_path / "parts"
     with train(run, tmp_path / "stage.log", "--stage-only", *SIMULATED, "step.count=2") as stage:

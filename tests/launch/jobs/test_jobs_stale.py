@@ -16,7 +16,7 @@ from tests.paths import MODEL
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-@pytest.mark.parametrize("overlap", ["group", "token"])
+@pytest.mark.parametrize("overlap", [pytest.param("group", marks=pytest.mark.long), "token"])
 def test_stale_tokens_train_with_the_old_logprobs_of_their_own_version(
     tmp_path: Path, overlap: str
 ) -> None:

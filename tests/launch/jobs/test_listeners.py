@@ -34,7 +34,7 @@ def answers_as_a_store(host: str, port: int) -> bool:
 
 @pytest.mark.fault("another user connects to the ports of a run on one machine", part="peers",
                    by="process")  # fmt: skip
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_a_run_on_one_machine_listens_on_the_loopback_alone_and_has_no_open_store(
     tmp_path: Path, ranks: int
 ) -> None:

@@ -26,7 +26,9 @@ NAME = (
 )
 
 
-@pytest.fixture(scope="module", params=["transformers", "vllm"])
+@pytest.fixture(
+    scope="module", params=[pytest.param("transformers", marks=pytest.mark.long), "vllm"]
+)
 def paced(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Three steps of a run: its folder, and what it printed."""
     folder = tmp_path_factory.mktemp("paced")
