@@ -22,6 +22,7 @@ PYTEST_FLAGS ?=
 # fill two cores, and all limits of the tests hold. PYTEST_FLAGS="-n 0 --pdb" is none beside another.
 WORKERS ?= 2
 SOAK_FLAGS ?=
+FAULTS_FLAGS ?=
 MUTATION_FLAGS ?=
 
 export PYTHON
@@ -110,6 +111,10 @@ show: env  ## measure, and make the tables of the docs (takes its time)
 .PHONY: soak
 soak: env  ## twenty minutes of random faults: does anything grow? (SOAK_FLAGS="--minutes 3")
 	@$(BIN)/python -m scripts.bench.soak $(SOAK_FLAGS)
+
+.PHONY: faults
+faults: env  ## two hundred random faults: is anything lost? (an hour or two; FAULTS_FLAGS="--seed 7 --count 1")
+	@$(BIN)/python -m scripts.faults $(FAULTS_FLAGS)
 
 .PHONY: simulate
 simulate: env  ## the simulator's tables (half an hour; what is made is kept in runs/simulate)

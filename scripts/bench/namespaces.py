@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import psutil
 
@@ -128,17 +129,29 @@ def two_machines(own: Mapping[Path, Path] | None = None) -> Iterator[Machines]:
 
 
 class Started:
-    """A command on a machine; all its processes end with this context."""
+    """A command on a machine; all its processes end with this context.
 
-    def __init__(self, command: Sequence[str], log: Path, directory: Path = ROOT) -> None:
+    Args:
+        variables: of the environment, beside `environment()`.
+        output: where it writes to instead of `log`.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        log: Path,
+        directory: Path = ROOT,
+        variables: Mapping[str, str] | None = None,
+        output: IO[bytes] | None = None,
+    ) -> None:
         self.log = log
         with log.open("ab") as file:
             self.process = subprocess.Popen(
                 command,
                 cwd=directory,
-                env=environment(),
+                env=environment() | dict(variables or {}),
                 stdin=subprocess.DEVNULL,
-                stdout=file,
+                stdout=output or file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )

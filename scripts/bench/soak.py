@@ -27,10 +27,7 @@ from typing import Any
 import msgspec
 import psutil
 
-from launch.run_files.jsonl import read_lines
 from pipeline.system.temp_dirs import SHARED_MEMORY
-from pipeline.wire.client import StageClient
-from pipeline.wire.messages import Join, TokenBatch
 from scripts.bench.flatness import (
     Row,
     Series,
@@ -40,6 +37,9 @@ from scripts.bench.flatness import (
 )
 from scripts.bench.namespaces import Started
 from scripts.bench.program import options_parser, write_json
+from scripts.faults.kinds import send_noise
+from scripts.faults.records import step_problems, steps_done, times_trained
+from scripts.faults.run import MODULES
 
 SAMPLE_S = 2.0
 PAUSE_S = (3.0, 9.0)
@@ -140,15 +140,8 @@ class Soak:
         return "learner stopped, continued in time"
 
     def _corrupt(self, now: float) -> str:
-        """Connects a peer with another protocol, and sends noise as tokens."""
-        nobody = Join(protocol=0, role="engine", name="nobody", clock_s=now)
-        link = StageClient(self.sockets, nobody, lambda message: None)
-        link.start()
-        header = TokenBatch(
-            engine="nobody", incarnation=0, epoch=0, sequence=0, sampled=0, sent_at_s=now
-        )
-        link.send_tokens(header, self.draw.randbytes(50), self.draw.randbytes(50))
-        link.close()
+        del now
+        send_noise(self.sockets, self.draw)
         return "corrupted frames"
 
     def thaw(self, now: float) -> None:
@@ -197,14 +190,6 @@ class Soak:
 
     # --- results ---------------------------------------------------------------------------
 
-    @property
-    def steps(self) -> int:
-        return len(self._lines("metrics.jsonl", "step"))
-
-    def _lines(self, file: str, what: str) -> list[dict[str, Any]]:
-        path = self.run / file
-        return list(read_lines(path, {what: dict}, lambda text: None)) if path.exists() else []
-
     def final_problems(self) -> list[str]:
         """Returns problems of its accounts or its end."""
         found: list[str] = []
@@ -215,12 +200,8 @@ class Soak:
         owner = f"darts-{os.getuid()}-{self.job.process.pid}-*"
         for place in (SHARED_MEMORY, Path(tempfile.gettempdir())):
             found += [f"left behind: {path}" for path in place.glob(owner)]
-        told = [str(line["text"]) for line in self._lines("metrics.jsonl", "warning")]
-        found += [text for text in told if "the ledger is off" in text]
-        trained = Counter(
-            line["prompt"] for line in self._lines("decisions.jsonl", "group")
-            if line["fate"] == "trained"
-        )  # fmt: skip
+        found += step_problems(self.run)
+        trained = times_trained(self.run)
         passes = set(trained.values())
         if passes and max(passes) - min(passes) > 1:
             found.append(f"prompts were trained on {min(passes)} to {max(passes)} times")
@@ -229,16 +210,8 @@ class Soak:
 
 def _role(command: list[str]) -> str:
     """Names a process of the run by its command line; '' if it is not sampled."""
-    words = " ".join(command)
-    if "engines.worker" in words:
-        return command[command.index("--name") + 1]
-    roles = {
-        "pipeline.stage": "stage",
-        "learner.learner_rank": "learner",
-        "pipeline.workers": "reward worker",
-        "launch.cli": "launcher",
-    }
-    return next((name for module, name in roles.items() if module in words), "")
+    role = next((name for name, module in MODULES.items() if module in command), "")
+    return command[command.index("--name") + 1] if role == "engine" else role
 
 
 def _entries(place: Path) -> int:
@@ -252,7 +225,7 @@ def carry_out(soak: Soak, seconds: float) -> float:
     Raises: TimeoutError if it does not start to train, or does not end.
     """
     begun = time.monotonic()
-    while not soak.steps:
+    while not steps_done(soak.run):
         soak.job.running_processes()
         if soak.job.process.poll() is not None or time.monotonic() - begun > START_S:
             raise TimeoutError(f"it does not train:\n{soak.job.text[-3000:]}")
@@ -286,7 +259,11 @@ def main() -> int:
         soak = Soak(Path(folder), options.seed)
         with soak.job:
             seconds = carry_out(soak, 60 * options.minutes)
-            rows, wrong, steps = soak.verdict_rows(seconds), soak.final_problems(), soak.steps
+            rows, wrong, steps = (
+                soak.verdict_rows(seconds),
+                soak.final_problems(),
+                steps_done(soak.run),
+            )
             said = soak.job.text[-3000:] if wrong else ""
     outcome = flatness_verdict(rows, soak.faults)
     print("\n".join(flatness_table(rows)))

@@ -19,9 +19,9 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from scripts.bench.faults import records
 from scripts.bench.namespaces import Started, two_machines, why_not
 from scripts.bench.program import options_parser, write_json
+from scripts.faults.records import records
 
 RANKS = (3, 2)  # of torchrun on each machine: l0 l1 e0, and l2 e1
 WAYS = ("one", "two")

@@ -30,6 +30,7 @@ from pipeline.plugins.actions import AnyAction, BatchAction, Close, Finalize, Ta
 from pipeline.plugins.interfaces import SelectorEvent, Stateless, Wants
 from pipeline.plugins.views import BatchView, GroupView
 from pipeline.system import temp_dirs
+from scripts.faults.records import result_problems
 from tests.launch.jobs.jobs import SIMULATED, Job, lines, steps_done, train
 
 SETTINGS = [
@@ -157,9 +158,7 @@ def differences(run: Path, truth: Truth) -> list[str]:
         found.append(f"weights, by {far:.1e} at most")
     if not all(map(_same, optimizer, truth.optimizer)) or len(optimizer) != len(truth.optimizer):
         found.append("optimizer")
-    result = json.loads((run / "result.json").read_text())
-    if sum(result["tokens"].values()) != result["tokens_reported_by_engines"]:
-        found.append("the ledger")
+    found += result_problems(run)
     if left := [path.name for path in (run / "checkpoints").glob(".*")]:
         found.append(f"left behind: {left}")
     return found

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from pipeline.checkpoint import store
-from scripts.bench import faults
+from scripts.bench import recovery
 from scripts.bench.namespaces import Machines, Started, two_machines, why_not
 from tests.launch.jobs.jobs import QUICK, SIMULATED, lines, shared_memory, train, trained_prompts
 from tests.launch.jobs.kill_often import (
@@ -193,7 +193,7 @@ def test_machines_that_share_no_files_lose_nothing_and_train_as_one_machine_does
     ]
 
 
-SMALLER = faults.Scale(steps=16, before=6, cut_s=5.0)
+SMALLER = recovery.Scale(steps=16, before=6, cut_s=5.0)
 
 
 @MINUTES
@@ -206,8 +206,8 @@ def test_a_cut_link_loses_an_engine_for_its_time_and_no_prompt(
     once, and the accounts add up.
     Bound: cut for 5 s; noticed within 20 s, another step within 60 s of its healing.
     """
-    [cut, *_] = faults.FAULTS
-    row = faults.carry_out(cut, machines, tmp_path, SMALLER)
+    [cut, *_] = recovery.FAULTS
+    row = recovery.carry_out(cut, machines, tmp_path, SMALLER)
     assert not row.restarted
     assert row.detect_s < 20
     assert row.recover_s < 60
@@ -224,8 +224,8 @@ def test_a_machine_that_is_gone_and_comes_back_goes_on_from_the_checkpoint(
     accounts add up.
     Bound: noticed within 60 s, another step within 120 s of its start.
     """
-    *_, killed = faults.FAULTS
-    row = faults.carry_out(killed, machines, tmp_path, SMALLER)
+    *_, killed = recovery.FAULTS
+    row = recovery.carry_out(killed, machines, tmp_path, SMALLER)
     assert row.restarted
     assert row.detect_s < 60
     assert row.recover_s < 120

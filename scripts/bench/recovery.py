@@ -1,6 +1,6 @@
 """Measures how a job over two machines recovers: a table with one fault in each row.
 
-    python -m scripts.bench.faults [--only NAME] [--out FILE]
+    python -m scripts.bench.recovery [--only NAME] [--out FILE]
 
 Uses two network namespaces with a torchrun in each, simulated engines and a real learner. Each row
 is a separate job, which must end with every prompt trained on once and every token accounted for.
@@ -12,7 +12,6 @@ import json
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,9 +20,9 @@ from typing import Any
 
 import msgspec
 
-from launch.run_files.jsonl import read_lines
 from scripts.bench.namespaces import Machines, Started, two_machines, why_not
 from scripts.bench.program import options_parser, write_json
+from scripts.faults.records import records, result_problems, times_trained
 
 RESTARTS = 3
 PROMPTS = 12
@@ -187,23 +186,11 @@ def carry_out(fault: str, machines: Machines, folder: Path, scale: Scale | None 
     return Row(fault, detect_s, recover_s, restarted, max(0, twice))
 
 
-def records(path: Path, what: str) -> list[dict[str, Any]]:
-    """Reads lines of one kind. Raises ValueError for one that does not parse."""
-
-    def bad(text: str) -> None:
-        raise ValueError(text)
-
-    return list(read_lines(path, {what: dict}, bad)) if path.exists() else []
-
-
 def check_books(run: Path, steps: int) -> None:
     """Raises AssertionError unless all tokens are accounted for and each prompt is trained once."""
-    result = json.loads((run / "result.json").read_text())
-    if sum(result["tokens"].values()) != result["tokens_reported_by_engines"]:
-        raise AssertionError(f"{run}: the token accounts do not add up")
-    groups = records(run / "decisions.jsonl", "group")
-    trained = Counter(line["prompt"] for line in groups if line["fate"] == "trained")
-    if sorted(trained.values()) != [1] * (steps * PROMPTS):
+    if problems := result_problems(run):
+        raise AssertionError(f"{run}: {problems}")
+    if sorted(times_trained(run).values()) != [1] * (steps * PROMPTS):
         raise AssertionError(f"{run}: a prompt was lost or trained on twice")
 
 
