@@ -38,7 +38,7 @@ MODULES: dict[Role, str] = {
 }
 PROMPTS = 64
 STEP_PROMPTS = 2
-HEARTBEAT_S = 8.0
+HEARTBEAT_S = 12.0
 """Seconds of silence after which a process is lost."""
 SETTINGS = [
     f"reward.python.function={__name__}:reward",
@@ -59,7 +59,7 @@ STEP_LIMIT_S = 240.0
 END_LIMIT_S = 120.0
 GONE_S = 15.0
 """How long processes may take to be gone after their launcher."""
-_LOOK_S = 0.02
+_LOOK_S, _SCAN_S = 0.05, 1.0
 _CACHE = "torchinductor_"
 """Torch's own, for all programs of a user."""
 _PR_SET_CHILD_SUBREAPER = 36
@@ -156,7 +156,6 @@ class DisturbedRun:
 
     def ended(self) -> int | None:
         """Returns the status of the life that has just ended; None while it runs."""
-        self.running()
         return self.job.process.poll() if self.job is not None else None
 
     def finish_life(self) -> list[str]:
@@ -222,13 +221,19 @@ class DisturbedRun:
 
     def wait(self, what: Callable[[], bool], awaited: str, limit_s: float) -> bool:
         """Waits until it holds (True) or the life has ended (False). Raises Stuck."""
-        deadline = time.monotonic() + limit_s
-        while self.ended() is None:
+        begun = looked_at = time.monotonic()
+        assert self.job is not None
+        while self.job.process.poll() is None:
             if what():
                 return True
-            if time.monotonic() > deadline:
+            now = time.monotonic()
+            if now > begun + limit_s:
                 raise Stuck(f"{awaited}: not within {limit_s:.0f} s; it said:\n{self.text[-2000:]}")
+            if now > looked_at + _SCAN_S:  # costs a look at every process of the machine
+                looked_at = now
+                self.running()
             time.sleep(_LOOK_S)
+        self.running()
         return False
 
     # --- its processes ----------------------------------------------------------------------
