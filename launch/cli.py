@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -323,6 +324,8 @@ def main() -> None:
     from pipeline.system.python_path import user_folder_last
 
     user_folder_last()
+    # Until a run takes both itself, SIGTERM ends a command as Ctrl-C does: status 130.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     for stream in (sys.stdout, sys.stderr):  # a terminal without a character shows its number
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

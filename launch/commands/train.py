@@ -72,15 +72,15 @@ def _say(text: object) -> None:
 
 
 def identify(run: RunFolder, config: Config) -> None:
-    """Writes a new run's whole configuration, and how it was started."""
-    run.config.write_text(dump(config), encoding="utf-8")
-    make_durable(SYSTEM, run.config)  # no checkpoint is resumed without it
-    SYSTEM.fsync(run.path)
+    """Writes how a new run was started, then its whole configuration: a start that ends in between
+    has left no run, and a folder without one may be used again."""
     run.about.write_text(json.dumps(about_run(), indent=1) + "\n", encoding="utf-8")
+    rewrite_config(run, config)
 
 
 def rewrite_config(run: RunFolder, config: Config) -> None:
-    """Replaces a run's configuration atomically; only free settings may differ."""
+    """Writes or replaces a run's configuration atomically and durably: no checkpoint is resumed
+    without it. In a run that has begun only free settings may differ."""
     draft = run.config.with_name(f".{run.config.name}")
     draft.write_text(dump(config), encoding="utf-8")
     make_durable(SYSTEM, draft)

@@ -219,6 +219,7 @@ class Launcher:
             end_all(list(self.children.values()), grace)
             shutil.rmtree(self.weights, ignore_errors=True)
             shutil.rmtree(self.sockets, ignore_errors=True)
+            temp_dirs.remove_orphans()  # those of a stage that was killed
             (self._run.path / "address").unlink(missing_ok=True)
             for number, handler in before.items():
                 signal.signal(number, handler)

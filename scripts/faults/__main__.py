@@ -74,6 +74,7 @@ def main() -> int:
     parser.add_argument("--engine", choices=["simulated", "transformers", "vllm"],
                         default="simulated", help="which engines sample")  # fmt: skip
     parser.add_argument("--together", type=int, default=5, help="faults that meet one run")
+    parser.add_argument("--patience", type=float, default=1.0, help="factor of all limits")
     parser.add_argument("--folder", type=Path, help="where runs with a problem are kept")
     options = parser.parse_args()
     adopt_orphans()
@@ -93,7 +94,7 @@ def main() -> int:
         several = seeds[first : first + options.together]
         place = folder / f"seed-{several[0]}"
         place.mkdir()
-        with Chain(place, settings, library) as chain:
+        with Chain(place, settings, library, options.patience) as chain:
             for one in chain.carry_out(Injection.drawn(seed, kinds) for seed in several):
                 outcomes.append(one)
                 print(f"[{len(outcomes)}/{len(seeds)}] {one}", flush=True)

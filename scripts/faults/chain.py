@@ -86,11 +86,14 @@ class Chain:
     """Disturbs runs below one folder; a context manager that leaves no process.
 
     Args:
-        settings: beside those of `run.SETTINGS`.
+        settings, preload, patience: see `DisturbedRun`.
     """
 
-    def __init__(self, folder: Path, settings: list[str], preload: Path | None) -> None:
+    def __init__(
+        self, folder: Path, settings: list[str], preload: Path | None, patience: float = 1.0
+    ) -> None:
         self._folder, self._settings, self._preload = folder, settings, preload
+        self._patience = patience
         self._run: DisturbedRun | None = None
         self._runs = 0
         self._problems: list[str] = []
@@ -198,7 +201,7 @@ class Chain:
             self._runs += 1
             folder = self._folder / f"run-{self._runs}"
             folder.mkdir()
-            self._run = DisturbedRun(folder, self._settings, self._preload)
+            self._run = DisturbedRun(folder, self._settings, self._preload, self._patience)
         if self._run.job is None:
             self._run.start()
             self._may_end, self._cuts = {0}, True

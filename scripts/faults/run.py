@@ -86,9 +86,13 @@ class DisturbedRun:
         folder: an empty directory for the run and all that belongs to it.
         settings: beside `SETTINGS`.
         preload: a library that makes writes fail as `plan` says; None: none could be built.
+        patience: factor of all limits, for a machine that is busy with other work.
     """
 
-    def __init__(self, folder: Path, settings: list[str], preload: Path | None) -> None:
+    def __init__(
+        self, folder: Path, settings: list[str], preload: Path | None, patience: float = 1.0
+    ) -> None:
+        self._patience = patience
         self.folder, self.path = folder, folder / "run"
         self.plan = folder / "failing-writes"
         self.temporary = folder / "tmp"
@@ -174,7 +178,7 @@ class DisturbedRun:
         return found
 
     def _wait_gone(self) -> list[psutil.Process]:
-        deadline = time.monotonic() + GONE_S
+        deadline = time.monotonic() + GONE_S * self._patience
         while (alive := self.running()) and time.monotonic() < deadline:
             time.sleep(0.1)
         return alive
@@ -221,6 +225,7 @@ class DisturbedRun:
 
     def wait(self, what: Callable[[], bool], awaited: str, limit_s: float) -> bool:
         """Waits until it holds (True) or the life has ended (False). Raises Stuck."""
+        limit_s *= self._patience
         begun = looked_at = time.monotonic()
         assert self.job is not None
         while self.job.process.poll() is None:

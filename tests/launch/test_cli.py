@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from launch.cli import app
-from launch.commands.train import create_run
+from launch.commands.train import create_run, identify
 from pipeline.config.load import load
 from pipeline.system.run_folder import RunError, RunFolder
 from tests.paths import ROOT
@@ -222,6 +226,39 @@ def test_what_a_failed_start_has_left_blocks_no_other(elsewhere: Path) -> None:
         create_run(run.path, fresh=False)
 
 
+@pytest.mark.fault("a disk that is full when a run is started", part="disk", by="file")
+@pytest.mark.parametrize("writes", [0, 1, 2, 3])
+def test_a_start_that_found_no_room_blocks_no_other(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch, writes: int
+) -> None:
+    """Promise: whichever of its first files found no room, the same command starts a run when there
+    is room again.
+    Bound: before anything starts.
+    """
+    config, left = load(Path(QUICKSTART), []), [None] * writes
+
+    def full(real: Callable[..., Any]) -> Callable[..., Any]:
+        def until_full(*arguments: Any, **options: Any) -> Any:
+            if not left:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            left.pop()
+            return real(*arguments, **options)
+
+        return until_full
+
+    run = create_run(elsewhere / "r", fresh=False)
+    with monkeypatch.context() as disk:
+        disk.setattr(Path, "write_text", full(Path.write_text))
+        disk.setattr(os, "fsync", full(os.fsync))
+        with pytest.raises(OSError, match="No space left"):
+            identify(run, config)
+    run.release_lock()
+    again = create_run(elsewhere / "r", fresh=False)
+    identify(again, config)
+    again.release_lock()
+    assert load(again.config) == config
+
+
 @pytest.mark.fault("the port for Prometheus is taken", part="configuration", by="socket")
 def test_trackers_that_cannot_be_had_are_named_before_anything_starts(elsewhere: Path) -> None:
     """Promise: status 2 by its key, and nothing is written.
@@ -272,3 +309,20 @@ def test_plugins_lists_every_seam_with_options_and_their_defaults() -> None:
         assert f"{kind}:\n" in result.output
     assert "dual_end" in result.output
     assert "redundancy = 1.5: " in result.output
+
+
+@pytest.mark.fault("SIGTERM before anything is started", part="people", by="process")
+def test_sigterm_ends_a_command_as_ctrl_c_does_before_a_run_takes_it() -> None:
+    """Promise: status 130, as at Ctrl-C, and no traceback. Bound: at once, not after 60 s."""
+    code = (
+        "import os, signal, sys, time\n"
+        "from launch import cli\n"
+        "def reading(*_):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    time.sleep(60)\n"
+        "cli.load_config = reading\n"
+        "sys.argv = ['darts', 'train', 'mine.yaml']\n"
+        "cli.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")

@@ -22,11 +22,11 @@ from tests.launch.jobs.jobs import (
     Job,
     check_timing,
     lines,
-    shared_memory,
     steps_done,
     train,
     trained_prompts,
 )
+from tests.launch.jobs.kill_often import left_by
 from tests.traces import arrows, checked_spans
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -186,8 +186,8 @@ def test_a_killed_stage_ends_the_run_and_resume_skips_and_repeats_no_prompt(
     undisturbed: Path, tmp_path: Path
 ) -> None:
     """Promise: the run ends with status 1, says so with the command to resume by, and leaves
-    neither process nor sockets nor weights in memory; resumed, it trains on the same prompts as a
-    run that nothing happened to.
+    neither process nor sockets nor weights in memory, nor the directories of reward workers;
+    resumed, it trains on the same prompts as a run that nothing happened to.
     Bound: it ends within 30 s.
     """
     run = tmp_path / "killed"
@@ -200,7 +200,7 @@ def test_a_killed_stage_ends_the_run_and_resume_skips_and_repeats_no_prompt(
         assert f"darts train --resume {run}" in job.text
         assert not job.left()
         assert not sockets.exists()
-        assert not [n for n in shared_memory() if f"-{job.process.pid}-" in n]
+        assert left_by({job.process.pid, *job.family}) == set()
     with Job(["train", "--resume", str(run)], tmp_path / "resumed.log") as job:
         assert job.wait() == 0, job.text
     assert json.loads((run / "result.json").read_text())["steps"] == 6
