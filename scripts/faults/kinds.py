@@ -218,30 +218,30 @@ def _reader(number: signal.Signals, run: DisturbedRun, draw: random.Random) -> s
 
 def _on_one(role: Role) -> Iterable[tuple[str, Kind]]:
     """The kinds that are signals to one process of a role."""
-    ends = role in ("launcher", "stage", "learner")
-    asked = {130} if role == "launcher" else {1}
-    dead = {-signal.SIGKILL} if role == "launcher" else {1}
-    many = {
-        "SIGKILL": dead,
-        "SIGTERM": asked,
-        "SIGINT": {130} if role == "launcher" else set[int](),
-    }
-    for name, statuses in many.items():
-        by_it = frozenset(statuses) if ends else frozenset[int]()
+    launcher = role == "launcher"
+    dead = frozenset({-int(signal.SIGKILL) if launcher else 1})
+    asked = frozenset({130 if launcher else 1})
+    none = frozenset[int]()
+    if role in ("engine", "reward worker"):  # others take their place
+        dead = asked = none
+    interrupted = asked if launcher else none
+    for name, ends in (("SIGKILL", dead), ("SIGTERM", asked), ("SIGINT", interrupted)):
         yield (
             f"{name} to the {role}",
             Kind(
                 partial(_signal_one, role, signal.Signals[name]),
-                by_it,
-                goes_on=not by_it,
+                ends,
+                goes_on=not ends,
                 target=role,
-                cuts=name != "SIGKILL" and bool(by_it),
+                # Until it has said that it ignores Ctrl-C, it ends by it as any program.
+                phases=TRAINING if name == "SIGINT" and not launcher else WHENEVER,
+                cuts=name != "SIGKILL" and bool(ends),
             ),
         )
     brief = partial(_stop_one, role, 0.3, HEARTBEAT_S / 4)
     yield f"SIGSTOP and SIGCONT to the {role}", Kind(brief, target=role)
     lost = partial(_stop_one, role, HEARTBEAT_S * 1.3, HEARTBEAT_S * 1.6)
-    may_end = frozenset({1} if role == "learner" else set[int]())
+    may_end = frozenset({1}) if role == "learner" else none
     yield f"SIGSTOP of the {role}, too long", Kind(lost, may_end, target=role, phases=TRAINING)
 
 
