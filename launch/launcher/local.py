@@ -82,9 +82,10 @@ class Site:
 def weights_directory(run: RunFolder, need_bytes: int) -> Path:
     """Makes a 0700 directory for two versions of the weights: in memory, or below the run."""
     base = temp_dirs.SHARED_MEMORY
-    if not base.is_dir() or shutil.disk_usage(base).free < 3 * need_bytes:
-        base = run.path
-    return temp_dirs.own_directory(run.path.name, base)
+    if base.is_dir() and shutil.disk_usage(base).free >= 3 * need_bytes:
+        with contextlib.suppress(OSError):  # full meanwhile, or of files, or not ours to write
+            return temp_dirs.own_directory(run.path.name, base)
+    return temp_dirs.own_directory(run.path.name, run.path)
 
 
 def free_port(host: str = LOOPBACK) -> int:

@@ -53,11 +53,15 @@ def name_of(owner: int, tail: str) -> str:
 
 def own_directory(tail: str, base: Path | None = None, owner: int | None = None) -> Path:
     """Make a 0700 directory of process `owner` (default: this one) in `base` (default: the
-    temporary directory). Raises OSError."""
+    temporary directory). Raises OSError that names it, and leaves none."""
     name = name_of(owner or os.getpid(), f"{secrets.token_hex(4)}-{tail}")
     directory = (base or Path(tempfile.gettempdir())) / name
     directory.mkdir(mode=0o700)
-    sign_owner(directory, owner or os.getpid())
+    try:
+        sign_owner(directory, owner or os.getpid())
+    except OSError:
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
     return directory
 
 
@@ -74,8 +78,12 @@ def shared_directory(owner: int, tail: str) -> Path:
 
 
 def sign_owner(directory: Path, owner: int) -> None:
-    """Write down the owner of a directory."""
-    (directory / _OWNER).write_text(f"{_pid_namespace()} {_started(owner)}")
+    """Write down the owner of a directory. Raises OSError that names the file."""
+    path = directory / _OWNER
+    try:
+        path.write_text(f"{_pid_namespace()} {_started(owner)}")
+    except OSError as error:  # that of a write names no file
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def remove_orphans(*more: Path) -> list[Path]:

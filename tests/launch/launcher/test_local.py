@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import signal
 import time
@@ -35,6 +37,32 @@ class Heard:
 
     def on_line(self, line: dict[str, Any]) -> None:
         self.lines.append(line)
+
+
+@pytest.mark.fault("memory is full when a run is started", part="disk", by="file")
+def test_weights_go_below_the_run_when_memory_takes_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Promise: the weights go into the run's folder, and nothing is left in memory; where that is
+    full, too, the message names the file. Bound: before anything starts.
+    """
+    run, memory = RunFolder(tmp_path / "run"), tmp_path / "memory"
+    run.make_folders()
+    memory.mkdir()
+    monkeypatch.setattr(temp_dirs, "SHARED_MEMORY", memory)
+    real, full = Path.write_text, [memory]
+
+    def write_text(path: Path, *arguments: Any, **options: Any) -> int:
+        if any(path.is_relative_to(place) for place in full):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "write_text", write_text)
+    assert local.weights_directory(run, need_bytes=1).parent == run.path
+    assert list(memory.iterdir()) == []
+    full.append(run.path)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/\.owner'"):
+        local.weights_directory(run, need_bytes=1)
 
 
 @pytest.mark.fault("the stage's process lives and says nothing", part="stage", by="process")
