@@ -114,10 +114,11 @@ class DisturbedRun:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in self.running():
+        for process in (left := self.running()):
             with contextlib.suppress(psutil.Error):
                 process.kill()
         self._close()
+        psutil.wait_procs(left, GONE_S)
         for directory in self.leftovers():
             shutil.rmtree(directory, ignore_errors=True)
 
