@@ -248,8 +248,10 @@ class LearnerRank:
 
         self._step.clear_groups()
         if self._zero.rank == 0:
-            directory = Path(welcome.weights_directory)
-            self._publisher = WeightPublisher(directory, self._probe, self._engine_dtype())
+            directory, spare = Path(welcome.weights_directory), welcome.spare_directory
+            self._publisher = WeightPublisher(
+                directory, self._probe, self._engine_dtype(), Path(spare) if spare else None
+            )
         manifest = self._publish()
         if manifest is not None:
             self._client.send(Published(manifest=manifest))
@@ -379,7 +381,13 @@ def main() -> None:
     parts = build_learner(config, given.resume, int(os.environ["LOCAL_RANK"]), given.no_shared_fs)
     learner = LearnerRank(config, parts, given.stage)
     learner.heed(sigterm)
-    code = learner.run()
+    from learner.weights import PublishError
+
+    try:
+        code = learner.run()
+    except PublishError as error:  # nothing of ours is broken, so no traceback
+        log.error("%s", error)
+        code = 1
     with contextlib.suppress(OSError):  # a full disk loses the log's last lines, nothing else
         sys.stdout.flush()
         sys.stderr.flush()

@@ -7,9 +7,8 @@ behind. The stage reports progress over a pipe; a view shows it.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
-import random
+import os
 import select
 import shutil
 import signal
@@ -24,6 +23,7 @@ from engines.base import READY
 from launch.launcher import gpus
 from launch.launcher.environment import clean_environment
 from launch.launcher.oom import MemoryWatch, own_groups
+from launch.launcher.ports import LOOPBACK, free_port, hold_port
 from launch.launcher.processes import (
     Child,
     end_all,
@@ -37,11 +37,8 @@ from pipeline.system.descriptors import raise_limit
 from pipeline.system.micro_batch_limit import keep_limit, read_limit
 from pipeline.system.run_folder import RunFolder
 
-LOOPBACK = "127.0.0.1"
 RANKS_STORE = "ranks"
 """Name of that file, beside the sockets."""
-_OWN_PORTS = range(20_000, 32_768)
-"""Below those that Linux gives to outgoing connections (ip_local_port_range, by default)."""
 _POLL_S = 0.1
 _IN_ORDER = "exit 0"
 _LAST_WORDS_S = 1.0
@@ -80,53 +77,13 @@ class Site:
 
 
 def weights_directory(run: RunFolder, need_bytes: int) -> Path:
-    """Makes a 0700 directory for two versions of the weights: in memory, or below the run."""
+    """Makes a 0700 directory for two versions of the weights: in memory, or below the run where
+    there is none, or no room in it, or nobody may write there."""
     base = temp_dirs.SHARED_MEMORY
-    if not base.is_dir() or shutil.disk_usage(base).free < 3 * need_bytes:
-        base = run.path
-    return temp_dirs.own_directory(run.path.name, base)
-
-
-def free_port(host: str = LOOPBACK) -> int:
-    [port] = free_ports(host, 1)
-    return port
-
-
-def free_ports(host: str, count: int) -> list[int]:
-    """Returns ports of an address of this machine that are free now. Raises OSError.
-
-    A learner rank listens some ten seconds later: the ports are none of those that the system
-    gives to connections meanwhile, unless all others are in use.
-    """
-    tried = [*random.sample(_OWN_PORTS, len(_OWN_PORTS)), *[0] * count]
-    found: list[int] = []
-    with contextlib.ExitStack() as stack:
-        for port in tried:
-            probe = stack.enter_context(socket.socket())
-            try:
-                probe.bind((host, port))
-            except OSError as error:
-                if error.errno not in (errno.EADDRINUSE, errno.EACCES):
-                    raise
-                continue
-            found.append(probe.getsockname()[1])
-            if len(found) == count:
-                break
-    if len(found) < count:
-        raise OSError(errno.EADDRINUSE, f"{count} free ports are needed at {host}")
-    return found
-
-
-def hold_port(host: str, port: int) -> socket.socket | None:
-    """Keeps others from a port until the socket is closed, without listening there: no other run
-    of this machine gets the same number. None: somebody has it already."""
-    holding = socket.socket()
-    try:
-        holding.bind((host, port))
-    except OSError:
-        holding.close()
-        return None
-    return holding
+    with contextlib.suppress(OSError):
+        if shutil.disk_usage(base).free >= 3 * need_bytes:
+            return temp_dirs.own_directory(run.path.name, base)
+    return temp_dirs.own_directory(run.path.name, run.path)
 
 
 class Launcher:
@@ -148,6 +105,8 @@ class Launcher:
             run.path
         )  # weights of a killed run that had too little shared memory
         self.weights = weights_directory(run, 2 * size)  # fp32 of a bf16 file
+        # Of the same name form, so that a later start removes what a kill has left.
+        self.spare_weights = run.path / temp_dirs.name_of(os.getpid(), "spare")
         self._site = site or Site(
             sockets=temp_dirs.own_directory("run"), host=LOOPBACK, port=free_port()
         )
@@ -181,6 +140,7 @@ class Launcher:
         if self._roles.stage:
             command = ["pipeline.stage", "--run", str(run.path), "--sockets", str(self.sockets)]
             command += ["--weights", str(self.weights), "--control", str(self._theirs.fileno())]
+            command += ["--spare-weights", str(self.spare_weights)]
             command += ["--resume", str(self._resume)] if self._resume else []
             command += ["--listen-keys", str(site.listen_keys)] if site.listen_keys else []
             add("stage", command, base)
@@ -217,8 +177,8 @@ class Launcher:
             if self._deadline:
                 grace = max(0.0, min(grace, self._deadline - time.monotonic()))
             end_all(list(self.children.values()), grace)
-            shutil.rmtree(self.weights, ignore_errors=True)
-            shutil.rmtree(self.sockets, ignore_errors=True)
+            for directory in (self.weights, self.spare_weights, self.sockets):
+                shutil.rmtree(directory, ignore_errors=True)
             (self._run.path / "address").unlink(missing_ok=True)
             for number, handler in before.items():
                 signal.signal(number, handler)

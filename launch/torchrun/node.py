@@ -14,7 +14,8 @@ from pathlib import Path
 
 import msgspec
 
-from launch.launcher.local import LOOPBACK, Site, free_ports
+from launch.launcher.local import Site
+from launch.launcher.ports import LOOPBACK, free_ports
 from launch.torchrun.network import own_address
 from launch.torchrun.rendezvous import Assignment, Hello, allowed_keys
 from launch.torchrun.roles import RolesError, assign_roles

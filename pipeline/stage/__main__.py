@@ -116,12 +116,18 @@ def assemble(args: argparse.Namespace, run: RunFolder) -> Parts:
     return Parts(
         config=config,
         run=run,
-        server=StageServer(args.sockets, listen_keys, args.weights, exposed=config.nodes.expose),
+        server=StageServer(
+            args.sockets,
+            listen_keys,
+            (args.weights, args.spare_weights),
+            exposed=config.nodes.expose,
+        ),
         coordinator=coordinator,
         tokenizer=tokenizer,
         data={"train": train, "eval": held_out.data},
         incarnation=run.next_incarnation(),
         weights=args.weights,
+        spare_weights=args.spare_weights,
         resumed_step=-1,
         notes=(*filter(None, [limit]), *told),
     )
@@ -165,6 +171,12 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True, help="the run's folder")
     parser.add_argument("--sockets", type=Path, required=True, help="directory of the sockets")
     parser.add_argument("--weights", type=Path, required=True, help="directory for new weights")
+    parser.add_argument(
+        "--spare-weights",
+        type=Path,
+        required=True,
+        help="directory on the disk, for a version that finds no room in --weights",
+    )
     parser.add_argument("--listen-keys", type=Path, help="key file: where to listen on a network")
     parser.add_argument("--resume", type=Path, help="checkpoint to continue from")
     parser.add_argument("--control", type=int, default=-1, help="descriptor of the control pipe")

@@ -30,7 +30,7 @@ from pipeline.wire.fields import (
     Words,
 )
 
-PROTOCOL = 7
+PROTOCOL = 8
 """Grows with every change of a message; peers of another version are refused."""
 
 Ints = npt.NDArray[np.int32]
@@ -224,6 +224,7 @@ class Welcome(Message, frozen=True, kw_only=True):
     incarnation: Count
     epoch: Count
     weights_directory: str
+    spare_directory: str = ""  # for a version that finds no room there; '': none
 
 
 class Refused(Message, frozen=True, kw_only=True):

@@ -14,7 +14,7 @@ import contextlib
 import fcntl
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import zmq
@@ -44,7 +44,7 @@ class StageServer:
     Args:
         directory: holds the sockets for this machine's peers.
         listen_keys: where else to listen, and the allowed keys; None: this machine only.
-        weights: directory of published weights, sent to peers of other machines.
+        weights: directories of published weights, sent to peers of other machines.
         exposed: the stage may listen on every interface of the machine.
     """
 
@@ -52,7 +52,7 @@ class StageServer:
         self,
         directory: Path,
         listen_keys: ListenKeys | None = None,
-        weights: Path | None = None,
+        weights: Sequence[Path] = (),
         *,
         exposed: bool = False,
     ) -> None:
@@ -161,7 +161,7 @@ class StageServer:
     async def serve_peers(self) -> None:
         """Answer handshakes and send weights, for ever. Without it no peer can connect over TCP."""
         serving = [] if self.curve_auth is None else [self.curve_auth.serve_handshakes()]
-        if self._bulk is not None and self._weights is not None:
+        if self._bulk is not None and self._weights:
             serving.append(WeightServer(self._bulk, self._weights).serve_pieces())
         await asyncio.gather(*serving)
         await asyncio.Event().wait()  # this machine only: nothing to serve

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from launch.launcher import local
+from launch.launcher import ports as ports_of
 from launch.launcher.processes import end_all, engine_environment
 from pipeline.config.load import load
 from pipeline.system import temp_dirs
@@ -116,6 +117,6 @@ def test_ports_of_a_job_are_none_that_a_connection_is_given() -> None:
     """The learner listens seconds after its port was chosen: meanwhile another process may connect
     to something, from whatever port the system gives it."""
     low, _ = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
-    ports = [port for _ in range(50) for port in local.free_ports(local.LOOPBACK, 4)]
+    ports = [port for _ in range(50) for port in ports_of.free_ports(ports_of.LOOPBACK, 4)]
     assert all(1024 < port < int(low) for port in ports)
     assert len(set(ports)) > 150, "drawn anew each time"
