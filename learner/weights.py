@@ -110,6 +110,8 @@ def weights_checksum(path: Path) -> str:
 class PublishError(Exception):
     """A version could be written nowhere; the message says why, by place."""
 
+    says_all = True  # see `learner.failures`
+
 
 class WeightPublisher:
     """Writes versions into a directory, and removes those that are not needed any more.

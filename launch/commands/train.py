@@ -25,7 +25,7 @@ from pipeline.config.load import ConfigError, dump, load
 from pipeline.config.schema import Config
 from pipeline.data.files import DataError
 from pipeline.observability.recorder import Records
-from pipeline.system.durable_files import SYSTEM, make_durable
+from pipeline.system.durable_files import SYSTEM, make_durable, write_file
 from pipeline.system.micro_batch_limit import read_limit
 from pipeline.system.run_folder import RunError, RunFolder, new_name
 from pipeline.system.terminal_text import printable, without_passwords
@@ -73,16 +73,16 @@ def _say(text: object) -> None:
 
 def identify(run: RunFolder, config: Config) -> None:
     """Writes a new run's whole configuration, and how it was started."""
-    run.config.write_text(dump(config), encoding="utf-8")
+    write_file(run.config, dump(config))
     make_durable(SYSTEM, run.config)  # no checkpoint is resumed without it
     SYSTEM.fsync(run.path)
-    run.about.write_text(json.dumps(about_run(), indent=1) + "\n", encoding="utf-8")
+    write_file(run.about, json.dumps(about_run(), indent=1) + "\n")
 
 
 def rewrite_config(run: RunFolder, config: Config) -> None:
     """Replaces a run's configuration atomically; only free settings may differ."""
     draft = run.config.with_name(f".{run.config.name}")
-    draft.write_text(dump(config), encoding="utf-8")
+    write_file(draft, dump(config))
     make_durable(SYSTEM, draft)
     SYSTEM.rename(draft, run.config)
     SYSTEM.fsync(run.path)

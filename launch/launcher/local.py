@@ -31,9 +31,12 @@ from launch.launcher.processes import (
     learner_arguments,
     learner_environment,
 )
+from launch.launcher.starting import StartingParts
 from pipeline.config.schema import Config
+from pipeline.coordinator.run_state import RunPhase
 from pipeline.system import temp_dirs
 from pipeline.system.descriptors import raise_limit
+from pipeline.system.durable_files import write_file
 from pipeline.system.micro_batch_limit import keep_limit, read_limit
 from pipeline.system.run_folder import RunFolder
 
@@ -42,6 +45,7 @@ RANKS_STORE = "ranks"
 _POLL_S = 0.1
 _IN_ORDER = "exit 0"
 _LAST_WORDS_S = 1.0
+_FRESH_S = 3.0  # the stage says something every second
 _SLOWER = 1.5  # the last checkpoint may take so much longer than the one before it
 _LOOK_S = 1.0
 
@@ -118,7 +122,10 @@ class Launcher:
         self._interrupts = 0
         self._memory = MemoryWatch(own_groups())
         self._began = False  # an engine has loaded its model
+        self._phase = RunPhase.STARTING.value
+        self._starting = StartingParts(config.timeouts.log_wait_s)
         self._checkpoint_s = 0.0  # that the last one took
+        self._writing = self._told_writing = False  # one is being written; it was told
         self._looked_at = 0.0  # when the children's memory was sampled
         self._deadline = 0.0
         self._heard_at = self._missed_at = 0.0  # last line of the stage; last silence warning
@@ -167,7 +174,7 @@ class Launcher:
         site = self._site
         held = hold_port(site.host, site.port) if site.one_machine else None
         try:
-            (self._run.path / "address").write_text(f"{self.sockets}\n", encoding="utf-8")
+            write_file(self._run.address, f"{self.sockets}\n")
             for child in self.children.values():
                 child.start((self._theirs.fileno(),) if child.name == "stage" else ())
             self._theirs.close()
@@ -179,7 +186,7 @@ class Launcher:
             end_all(list(self.children.values()), grace)
             for directory in (self.weights, self.spare_weights, self.sockets):
                 shutil.rmtree(directory, ignore_errors=True)
-            (self._run.path / "address").unlink(missing_ok=True)
+            self._run.address.unlink(missing_ok=True)
             for number, handler in before.items():
                 signal.signal(number, handler)
             self._ours.close()
@@ -221,7 +228,7 @@ class Launcher:
                 return
             self._watch_children()
             self._warn_if_silent()
-            if self._deadline and time.monotonic() > self._deadline:
+            if self._deadline and time.monotonic() > self._deadline and not self._waits_on():
                 return
         self.error = "stopped at once"
 
@@ -230,6 +237,20 @@ class Launcher:
         if self._checkpoint_s > self._config.timeouts.stop_s - 2.0:
             text += f"; the last one took {self._checkpoint_s:.0f} s, more than timeouts.stop_s"
         return text
+
+    def _waits_on(self) -> bool:
+        """Returns True past the deadline while a checkpoint is being written: whoever asked for the
+        end can have it at once, by asking again. `timeouts.checkpoint_s` bounds it, in the stage.
+        """
+        now = time.monotonic()
+        if not self._writing or now - self._heard_at > _FRESH_S:
+            return False
+        if not self._told_writing:
+            self._told_writing = True
+            text = "the checkpoint is still being written (Ctrl-C again: stop at once, without it)"
+            self._view.on_line({"say": text})
+        self._deadline = now + _FRESH_S  # for what the stage does after it
+        return True
 
     def _warn_if_silent(self) -> None:
         """Warns when the stage, which reports every second, has been silent too long."""
@@ -258,6 +279,10 @@ class Launcher:
         now = time.monotonic()
         look = now - self._looked_at > _LOOK_S
         self._looked_at = now if look else self._looked_at
+        if look and self._phase == RunPhase.STARTING:
+            doing = {child.name: child.doing() for child in self.children.values()}
+            for text in self._starting.look(now, doing):
+                self._view.on_line({"say": text})
         for child in self.children.values():
             if look:
                 child.sample_memory()
@@ -337,6 +362,8 @@ class Launcher:
                 self.error = line["over"]
             elif "live" in line:
                 self._checkpoint_s = float(line["live"].get("checkpoint_s", 0.0))
+                self._writing = bool(line["live"].get("checkpoint_writing", False))
+                self._phase = line["live"].get("phase", "")
             elif "restart" in line:
                 child = self.children.get(line["restart"])
                 if child is not None:

@@ -21,6 +21,7 @@ from launch.torchrun.rendezvous import Assignment, Hello, allowed_keys
 from launch.torchrun.roles import RolesError, assign_roles
 from pipeline.config.load import dump
 from pipeline.config.schema import Config
+from pipeline.system.durable_files import write_file
 from pipeline.system.micro_batch_limit import read_limit
 from pipeline.system.run_folder import RunFolder
 from pipeline.system.temp_dirs import own_directory, shared_directory
@@ -74,7 +75,7 @@ class Node:
 def write_join_files(directory: Path, peer_keys: PeerKeys, config: str) -> None:
     """Writes the key file and the configuration that a process needs to join the run."""
     write_private(directory / _KEY, peer_keys)
-    (directory / CONFIG).write_text(config, encoding="utf-8")
+    write_file(directory / CONFIG, config)
 
 
 def join_arguments_in_memory(peer_keys: PeerKeys, config: str) -> list[str]:

@@ -14,6 +14,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipeline.system.progress import announce
+
 _LOOK_S = 1.0
 """Between two looks for what others leave while this process waits."""
 _RELEASE_S = 0.2
@@ -57,8 +59,7 @@ def clear_stale_lock(directory: Path | None = None) -> list[Path]:
     Locks of other users, and all locks where there is no /proc, are left alone.
     """
     root = torch_extensions_dir() if directory is None else directory
-    # NAME/lock where TORCH_EXTENSIONS_DIR was set, py311_cpu/NAME/lock where it was not.
-    locks = sorted({*root.glob("*/lock"), *root.glob("*/*/lock")})
+    locks = _locks(root)
     if not locks or not Path("/proc/self/fd").is_dir():
         return []
     seen = {lock: _identity(lock) for lock in locks}
@@ -76,15 +77,26 @@ def clear_stale_lock(directory: Path | None = None) -> list[Path]:
     return removed
 
 
+def _locks(root: Path) -> list[Path]:
+    """NAME/lock where TORCH_EXTENSIONS_DIR was set, py311_cpu/NAME/lock where it was not."""
+    return sorted({*root.glob("*/lock"), *root.glob("*/*/lock")})
+
+
 @contextlib.contextmanager
 def no_stale_locks(directory: Path | None = None) -> Iterator[None]:
-    """Clear stale locks now and again while inside, so that no compile waits for a dead process."""
+    """Clear stale locks now and again while inside, so that no compile waits for a dead process,
+    and say what is being compiled."""
     clear_stale_lock(directory)
     over = threading.Event()
 
     def look() -> None:
+        told: set[Path] = set()
         while not over.wait(_LOOK_S):
             clear_stale_lock(directory)
+            for lock in _locks(directory or torch_extensions_dir()):
+                if lock not in told:
+                    told.add(lock)
+                    announce(f"{lock.parent.name} of DeepSpeed is being compiled in {lock.parent}")
 
     looking = threading.Thread(target=look, daemon=True, name="stale locks")
     looking.start()

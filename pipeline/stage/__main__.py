@@ -36,6 +36,7 @@ from pipeline.stage import build
 from pipeline.stage.environment_calls import pool as environment_pool
 from pipeline.stage.stage import Parts, StageProcess
 from pipeline.system import micro_batch_limit
+from pipeline.system.progress import announce
 from pipeline.system.python_path import user_folder_last
 from pipeline.system.run_folder import RunFolder
 from pipeline.system.terminal_text import printable
@@ -98,6 +99,7 @@ class ControlPipe:
 
 def assemble(args: argparse.Namespace, run: RunFolder) -> Parts:
     """Read everything that the stage needs. Raises the errors of the parts."""
+    announce("reading the data")
     config = load(run.config)
     tokenizer = Tokenizer(Path(config.model))
     if config.learner.reference not in ("", "start"):
@@ -137,6 +139,7 @@ async def serve(args: argparse.Namespace) -> str:
     run = RunFolder(args.run)
     pipe = ControlPipe(args.control)
     parts = assemble(args, run)
+    announce("starting the workers of rewards")
     async with contextlib.AsyncExitStack() as workers:
         pool = await workers.enter_async_context(
             RewardPool(parts.config.reward, parts.config.workers)
@@ -159,6 +162,7 @@ async def serve(args: argparse.Namespace) -> str:
                 number, stage.halt, f"the stage was asked to end: {number.name}"
             )
         listening = asyncio.create_task(pipe.listen(stage))
+        announce("")
         error = await stage.run()
         listening.cancel()
         pipe.say({"over": error})
@@ -195,6 +199,7 @@ def main() -> None:
         PluginError,
         RewardFailed,
         TransportError,
+        OSError,  # of a disk, a socket or a process that cannot be started
         store.CheckpointError,
         snapshot.SnapshotError,
         trackers.TrackerError,

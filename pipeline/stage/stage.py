@@ -117,7 +117,8 @@ class StageProcess:
         )
         self._missing = MissingEngines(self._config.engine.count, self._config.timeouts.log_wait_s)
         self._feed = StatusFeed(
-            self.coordinator, self._peers, pool, self._records, tell_launcher, self._missing
+            *(self.coordinator, self._peers, pool, self._records, tell_launcher),
+            *(self._missing, self._saver),
         )
         self._over = asyncio.Event()
         self.error = ""

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from pipeline.system.durable_files import write_file
 from pipeline.system.private_dirs import is_ours, make_private
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  only a 0700 directory of our own below it
@@ -75,7 +76,7 @@ def shared_directory(owner: int, tail: str) -> Path:
 
 def sign_owner(directory: Path, owner: int) -> None:
     """Write down the owner of a directory."""
-    (directory / _OWNER).write_text(f"{_pid_namespace()} {_started(owner)}")
+    write_file(directory / _OWNER, f"{_pid_namespace()} {_started(owner)}")
 
 
 def remove_orphans(*more: Path) -> list[Path]:

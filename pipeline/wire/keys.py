@@ -16,6 +16,7 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
+from pipeline.system.durable_files import naming
 from pipeline.system.untrusted_files import BROKEN
 
 IPC_LIMIT = 107  # bytes of a Unix socket path
@@ -96,7 +97,7 @@ def write_private(path: Path, content: ListenKeys | PeerKeys) -> Path:
     """Write a file that only its owner may read; replaces an existing one."""
     descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")  # 0600
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with naming(path), os.fdopen(descriptor, "wb") as file:
             file.write(msgspec.json.encode(content))
         os.rename(draft, path)
     except BaseException:

@@ -122,6 +122,7 @@ class Heartbeat(Message, frozen=True, kw_only=True):
 FORWARD_BACKWARD, OLD_LOGPROBS = "forward and backward", "old and reference logprobs"
 CLOSE, CLOSE_WITH_PASSES = "optimizer step", "passes and optimizer steps"
 PUBLISH = "publishing weights"
+SAVE = "writing a checkpoint"
 
 
 class Spans(Message, frozen=True, kw_only=True):

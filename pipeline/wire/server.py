@@ -21,6 +21,7 @@ import zmq
 import zmq.asyncio
 
 from pipeline.system.descriptors import open_share
+from pipeline.system.durable_files import naming
 from pipeline.system.private_dirs import make_private
 from pipeline.wire.codec import decode_from_peer, encode_message
 from pipeline.wire.curve_auth import HANDSHAKE_MS, CurveAuth, socket_options
@@ -76,14 +77,16 @@ class StageServer:
         """Lock the directory and bind. Raises TransportError."""
         control, data = addresses(self.directory)
         try:
-            make_private(self.directory)
-            # First: a second bind on an ipc path succeeds, and takes the traffic.
-            self._lock = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with naming(self.directory):
+                make_private(self.directory)
+                # First: a second bind on an ipc path succeeds, and takes the traffic.
+                self._lock = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise TransportError(f"{self.directory}: another stage is serving there") from error
         except OSError as error:
-            raise TransportError(str(error)) from error
+            cure = "or set TMPDIR to a directory on a disk of this machine, which has locks"
+            raise TransportError(f"sockets: {error}; {cure}") from error
         for socket in (self._router, self._pull):
             socket_options(socket)
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)

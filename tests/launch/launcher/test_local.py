@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -83,6 +85,37 @@ def test_sockets_of_vllm_lie_where_the_run_removes_them(
         launcher._ours.close()
         launcher._theirs.close()
     assert engine_environment(Path("/" + "x" * 71)) == {}, "too long for a socket below it"
+
+
+@pytest.mark.fault("a last checkpoint takes longer than the end may", part="people", by="process")
+@pytest.mark.parametrize("writing", [True, False])
+def test_a_checkpoint_that_is_being_written_is_waited_for(tmp_path: Path, writing: bool) -> None:
+    """Promise: also the first one of a run, whose time nobody knows: as long as every rank that is
+    waited for writes, the end waits, says so, and a second Ctrl-C ends it at once. A rank that
+    does something else is not waited for.
+    Bound: `timeouts.checkpoint_s`.
+    """
+    run, view = RunFolder(tmp_path / "run"), Heard()
+    run.make_folders()
+    launcher = local.Launcher(load(ROOT / "configs" / "quickstart.yaml"), run, view)
+    stage, pipe = launcher.children["stage"], launcher._theirs
+    stage.command = ["timeit", "-n", "1", "-s", "import time; time.sleep(60)", "pass"]
+    stage.start()
+    pipe.sendall(json.dumps({"live": {"checkpoint_writing": writing}}).encode() + b"\n")
+    over = threading.Timer(1.0, pipe.sendall, [b'{"over": ""}\n'])
+    over.start()
+    launcher._interrupt(signal.SIGINT, None)
+    launcher._deadline = time.monotonic()
+    launcher._serve()
+    over.join()
+    end_all([stage], 0.0)
+    launcher._ours.close()
+    pipe.close()
+    shutil.rmtree(launcher.weights)
+    shutil.rmtree(launcher.sockets)
+    told = [line["say"] for line in view.lines if "say" in line]
+    assert (launcher.error == "") == writing
+    assert any("is still being written" in text for text in told) == writing
 
 
 def test_a_third_interrupt_kills_who_has_not_left_yet(tmp_path: Path) -> None:
