@@ -8,6 +8,7 @@ was promised it.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 
 _RANK = "torchrun's, for one of its ranks: a part of a run would believe that it is one"
@@ -25,10 +26,11 @@ LEFT_OUT: dict[str, str] = {
 }
 """Name -> why a part of a run does not get it."""
 LEFT_OUT_PREFIXES: dict[str, str] = {"TORCHELASTIC_": _RANK}
-ONLY_NUMBERS: dict[str, str] = {
-    "VLLM_PORT": "Kubernetes sets it to tcp://... where a service is called vllm: vLLM then ends",
-}
-"""Name -> why it is left out unless it is a number."""
+_LINK = re.compile(r"VLLM_(\w+_)?PORT")
+_LINKED = (
+    "Kubernetes sets it to tcp://... for a service of that name; vLLM wants a number, and ends"
+)
+"""Why a variable that this pattern fits is left out unless it is a number."""
 
 
 def clean_environment(given: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -38,7 +40,7 @@ def clean_environment(given: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def _why_left_out(name: str, value: str) -> str:
-    if name in ONLY_NUMBERS and not (value.isascii() and value.isdecimal()):
-        return ONLY_NUMBERS[name]
+    if _LINK.fullmatch(name) and not (value.isascii() and value.isdecimal()):
+        return _LINKED
     by_prefix = (why for prefix, why in LEFT_OUT_PREFIXES.items() if name.startswith(prefix))
     return LEFT_OUT.get(name) or next(by_prefix, "")
