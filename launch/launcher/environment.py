@@ -11,6 +11,8 @@ import os
 import re
 from collections.abc import Mapping
 
+from pipeline.system.cache_dir import name_for_a_nameless_user
+
 _RANK = "torchrun's, for one of its ranks: a part of a run would believe that it is one"
 LEFT_OUT: dict[str, str] = {
     **dict.fromkeys(
@@ -34,9 +36,11 @@ _LINKED = (
 
 
 def clean_environment(given: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Returns this process's environment without what is listed above."""
+    """Returns this process's environment without what is listed above, and with a name for a user
+    who has none."""
     found = os.environ if given is None else given
-    return {name: value for name, value in found.items() if not _why_left_out(name, value)}
+    kept = {name: value for name, value in found.items() if not _why_left_out(name, value)}
+    return kept | name_for_a_nameless_user(kept)
 
 
 def _why_left_out(name: str, value: str) -> str:

@@ -45,6 +45,7 @@ RANKS_STORE = "ranks"
 _POLL_S = 0.1
 _IN_ORDER = "exit 0"
 _LAST_WORDS_S = 1.0
+_AGAIN_S = 10.0
 _FRESH_S = 3.0  # the stage says something every second
 _SLOWER = 1.5  # the last checkpoint may take so much longer than the one before it
 _LOOK_S = 1.0
@@ -112,7 +113,7 @@ class Launcher:
         # Of the same name form, so that a later start removes what a kill has left.
         self.spare_weights = run.path / temp_dirs.name_of(os.getpid(), "spare")
         self._site = site or Site(
-            sockets=temp_dirs.own_directory("run"), host=LOOPBACK, port=free_port()
+            sockets=temp_dirs.socket_directory(), host=LOOPBACK, port=free_port()
         )
         self.sockets = self._site.sockets
 
@@ -297,7 +298,16 @@ class Launcher:
                     self._restart_or_end(child, f"({how}){why}", now, failed)
             elif not self._interrupts and child.next_start and now >= child.next_start:
                 child.next_start = 0.0
-                child.start()
+                self._start_again(child, now)
+
+    def _start_again(self, child: Child, now: float) -> None:
+        """Starts an engine anew; a machine that cannot have one more process now is asked again."""
+        try:
+            child.start()
+        except OSError as error:
+            child.next_start = now + _AGAIN_S
+            text = f"{child.name} cannot be started: {error}; again in {_AGAIN_S:.0f} s"
+            self._view.on_line({"say": text})
 
     def _some_engine_began(self) -> bool:
         """Returns True once any engine of this run has loaded its model."""

@@ -24,7 +24,7 @@ from pipeline.config.schema import Config
 from pipeline.system.durable_files import write_file
 from pipeline.system.micro_batch_limit import read_limit
 from pipeline.system.run_folder import RunFolder
-from pipeline.system.temp_dirs import own_directory, shared_directory
+from pipeline.system.temp_dirs import shared_directory, socket_directory
 from pipeline.wire.curve_auth import new_pair
 from pipeline.wire.keys import KeyPair, ListenKeys, PeerKeys, addresses, write_private
 
@@ -125,7 +125,7 @@ class RoundPlan:
             config=config,
             node=node,
             host=host if host not in ("*", "0.0.0.0") else node.host,  # noqa: S104
-            sockets=own_directory("run"),
+            sockets=socket_directory(),
             control=f"tcp://{host}:{control}",
             data=f"tcp://{host}:{data}",
             weights=f"tcp://{host}:{weights}",

@@ -7,13 +7,17 @@ process holds open is never removed. Imports neither torch nor DeepSpeed.
 """
 
 import contextlib
+import hashlib
 import os
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipeline.system.cache_dir import cache_directory
+from pipeline.system.private_dirs import make_private
 from pipeline.system.progress import announce
 
 _LOOK_S = 1.0
@@ -26,10 +30,24 @@ def torch_extensions_dir() -> Path:
     """Return the folder of compiled extensions: TORCH_EXTENSIONS_DIR, else in the environment.
 
     torch's own default is shared by all of a user's environments (~/.cache); in the
-    environment, extension and torch come and go together.
+    environment, extension and torch come and go together. An environment that others have
+    installed may be closed to this user: then one of its name in ~/.cache, or in the temporary
+    directory where there is no home.
     """
     chosen = os.environ.get("TORCH_EXTENSIONS_DIR")
-    return Path(chosen) if chosen else Path(sys.prefix) / "torch_extensions"
+    if chosen:
+        return Path(chosen)
+    mark = hashlib.sha256(sys.prefix.encode()).hexdigest()[:12]
+    places = [Path(sys.prefix) / "torch_extensions"]
+    if (cache := cache_directory()) is not None:
+        places.append(cache / "darts" / "torch_extensions" / mark)
+    temporary = Path(tempfile.gettempdir()) / f"darts-{os.getuid()}-torch-extensions-{mark}"
+    return next((place for place in places if _can_be_written(place)), temporary)
+
+
+def _can_be_written(directory: Path) -> bool:
+    there = next(place for place in (directory, *directory.parents) if place.exists())
+    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
 
 
 def use_torch_extensions_dir() -> Path:
@@ -40,6 +58,8 @@ def use_torch_extensions_dir() -> Path:
     ninja compiles everything again: so the environment's own bin folder comes first.
     """
     directory = torch_extensions_dir()
+    if directory.parent == Path(tempfile.gettempdir()):
+        make_private(directory)  # what lies there is run: nobody else may have put it there
     directory.mkdir(parents=True, exist_ok=True)
     os.environ["TORCH_EXTENSIONS_DIR"] = str(directory)
     programs = str(Path(sys.prefix) / "bin")
