@@ -114,7 +114,7 @@ class TrackerThread:
             self._ended.set()
             self._connected.set()
             if self._late:
-                self._tell(f"is left out: {refusal}")
+                self._tell("is left out: " + str(refusal).removeprefix(f"{self._key}: "))
             return
         self._connected.set()
         try:

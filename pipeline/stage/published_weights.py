@@ -35,12 +35,12 @@ class PublishedWeights:
         self._manifests[manifest.version] = manifest
         spared = Path(manifest.directory).parent == self._spare
         if spared and not self._told:
+            self._told = True
             self._tell(
                 f"version {manifest.version} of the weights found no room in "
                 f"{self._weights.parent}, and lies in {self._spare} (see logs/l0.log): publishing "
-                "takes longer until there is room again"
+                "takes longer until there is room again (told once)"
             )
-        self._told = spared
 
     def of(self, version: int) -> Manifest | None:
         return self._manifests.get(version)
