@@ -24,6 +24,7 @@ LEFT_OUT: dict[str, str] = {
         _RANK,
     ),
     "OMP_NUM_THREADS": "torchrun sets 1; learner.threads and engine.cpu_cores say how many",
+    "PYTHONOPTIMIZE": "it takes docstrings and asserts away, which torch and others need",
     "PYTHONSTARTUP": "a file of a person's interactive Python",
 }
 """Name -> why a part of a run does not get it."""

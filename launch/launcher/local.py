@@ -123,6 +123,7 @@ class Launcher:
         self._interrupts = 0
         self._memory = MemoryWatch(own_groups())
         self._began = False  # an engine has loaded its model
+        self._ending = False  # the stage sends its peers away
         self._phase = RunPhase.STARTING.value
         self._starting = StartingParts(config.timeouts.log_wait_s)
         self._checkpoint_s = 0.0  # that the last one took
@@ -268,8 +269,8 @@ class Launcher:
         while self.error and not self._interrupts and time.monotonic() < deadline:
             for child in self.children.values():
                 how = None if child.name == "stage" else child.take_exit()
-                if how == _IN_ORDER:
-                    continue  # it ended on request
+                if how == _IN_ORDER or f"stopping: {self.error}" in child.tail():
+                    continue  # it ended on request, and with the run's own reason
                 if how is not None:
                     text = f"{child.name} ended ({how}){child.memory_note(how, self._memory)}"
                     self._view.on_line({"say": f"{text}; end of its log:\n{child.tail()}"})
@@ -287,7 +288,7 @@ class Launcher:
         for child in self.children.values():
             if look:
                 child.sample_memory()
-            if child.name == "stage":
+            if child.name == "stage" or self._ending:
                 continue
             how = child.take_exit()
             if how is not None:
@@ -368,7 +369,9 @@ class Launcher:
         *lines, self._buffer = self._buffer.split(b"\n")
         for raw in lines:
             line = json.loads(raw)
-            if "over" in line:
+            if "ending" in line:
+                self._ending = True
+            elif "over" in line:
                 self.error = line["over"]
             elif "live" in line:
                 self._checkpoint_s = float(line["live"].get("checkpoint_s", 0.0))

@@ -2,7 +2,7 @@
 
 Started by a launcher, which holds the run's lock and passes a control pipe:
 JSON lines in (`halt`, `dead`), JSON lines out (`live`, `say`, `step`, `eval`,
-`restart`, `micro_batch_tokens`, `over`).
+`restart`, `micro_batch_tokens`, `ending`, `over`).
 """
 
 from __future__ import annotations

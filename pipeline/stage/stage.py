@@ -378,6 +378,7 @@ class StageProcess:
 
     def _farewell(self) -> None:
         """The result, and the end of every peer."""
+        self._tell_launcher({"ending": self.error})
         if not self.error and not self.coordinator.unfinished:
             try:
                 self._records.result(self.coordinator.outcome(self._training_s))

@@ -85,8 +85,8 @@ class StageServer:
         except BlockingIOError as error:
             raise TransportError(f"{self.directory}: another stage is serving there") from error
         except OSError as error:
-            cure = "or set TMPDIR to a directory on a disk of this machine, which has locks"
-            raise TransportError(f"sockets: {error}; {cure}") from error
+            cure = "set TMPDIR to a directory on a disk of this machine, which has locks"
+            raise TransportError(f"no place for sockets: {error}; {cure}") from error
         for socket in (self._router, self._pull):
             socket_options(socket)
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)

@@ -30,6 +30,77 @@ def test_weights_go_below_the_run_when_memory_is_short(
     assert local.weights_directory(run, need_bytes=1).parent == run.path
 
 
+@pytest.mark.fault("/dev/shm cannot be written", part="people", by="file")
+def test_weights_go_below_the_run_where_nobody_may_write_into_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Promise: a run starts all the same: its weights are in its folder.
+    Bound: at its start.
+    """
+    run = RunFolder(tmp_path / "run")
+    run.make_folders()
+    own = temp_dirs.own_directory
+
+    def closed(tail: str, base: Path) -> Path:
+        if base == temp_dirs.SHARED_MEMORY:
+            raise PermissionError(13, "Permission denied", str(base))
+        return own(tail, base)
+
+    monkeypatch.setattr(temp_dirs, "own_directory", closed)
+    assert local.weights_directory(run, need_bytes=1).parent == run.path
+
+
+def test_who_leaves_with_the_runs_own_reason_is_no_reason_for_it(tmp_path: Path) -> None:
+    """Trackers may take seconds at the end; peers that were sent away have ended by then."""
+    run, view = RunFolder(tmp_path / "run"), Heard()
+    run.make_folders()
+    launcher = local.Launcher(load(ROOT / "configs" / "quickstart.yaml"), run, view)
+    engine, pipe = launcher.children["e0"], launcher._theirs
+    said = "import os; print('e0: stopping: no checkpoint', flush=True); os._exit(1)"
+    engine.command = ["timeit", "-n", "1", "-s", said, "pass"]
+    engine.start()
+    while engine.running:
+        time.sleep(0.02)
+    pipe.sendall(b'{"ending": "no checkpoint"}\n')
+    launcher._receive()
+    launcher._watch_children()
+    pipe.sendall(b'{"over": "no checkpoint"}\n')
+    launcher._receive()
+    launcher._report_dead_child()
+    assert [line for line in view.lines if "say" in line] == []
+    assert engine.next_start == 0.0
+    launcher._ours.close()
+    pipe.close()
+    shutil.rmtree(launcher.weights)
+    shutil.rmtree(launcher.sockets)
+
+
+class Failing:
+    """A child that this machine cannot start now."""
+
+    name, next_start = "e0", 0.0
+
+    def start(self) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+
+@pytest.mark.fault("no process can be started for an engine", part="engines", by="direct")
+def test_an_engine_that_cannot_be_started_now_is_tried_again(tmp_path: Path) -> None:
+    """Promise: it is told with the reason, and tried again; the others carry on.
+    Bound: 10 s between two tries.
+    """
+    run, view, child = RunFolder(tmp_path / "run"), Heard(), Failing()
+    run.make_folders()
+    launcher = local.Launcher(load(ROOT / "configs" / "quickstart.yaml"), run, view)
+    launcher._start_again(child, 5.0)  # pyright: ignore[reportArgumentType]
+    assert child.next_start == 15.0
+    assert "e0 cannot be started: [Errno 11] Resource" in view.lines[0]["say"]
+    launcher._ours.close()
+    launcher._theirs.close()
+    shutil.rmtree(launcher.weights)
+    shutil.rmtree(launcher.sockets)
+
+
 class Heard:
     """A view that keeps what it is told."""
 

@@ -26,18 +26,27 @@ def test_caches_lie_below_the_home_that_is_known_and_nowhere_else(
     assert cache_dir.cache_directory({}) is None, "no folder named ~ is made"
 
 
+@pytest.mark.fault("a container's user has no name", part="people", by="direct")
 def test_a_user_without_a_name_gets_one_since_libraries_ask_for_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Promise: where no file of users has the number, the parts of a run get a name for it.
+    Bound: at their start.
+    """
     assert cache_dir.name_for_a_nameless_user({}) == {}
     monkeypatch.setattr(cache_dir.pwd, "getpwuid", nobody)
     assert clean_environment({"HOME": "/"}) == {"HOME": "/", "USER": f"uid{os.getuid()}"}
     assert clean_environment({"LOGNAME": "me"}) == {"LOGNAME": "me"}
 
 
+@pytest.mark.fault("the environment is closed to its user", part="people", by="file")
 def test_extensions_are_compiled_where_this_user_may_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Promise: DeepSpeed's op is compiled in the user's cache, and without a home in a directory
+    that is the user's alone.
+    Bound: at the learner's start.
+    """
     closed = tmp_path / "environment"
     (closed / "torch_extensions").mkdir(parents=True)
     real = os.access
@@ -59,7 +68,11 @@ def test_extensions_are_compiled_where_this_user_may_write(
     assert found.stat().st_mode & 0o077 == 0
 
 
+@pytest.mark.fault("TMPDIR is too long for sockets", part="people", by="file")
 def test_sockets_go_where_their_paths_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Promise: a run's sockets are in the system's own temporary directory then.
+    Bound: at its start.
+    """
     long = tmp_path / ("x" * 90)
     long.mkdir()
     monkeypatch.setattr(temp_dirs, "_SHORT", tmp_path)
