@@ -29,6 +29,9 @@ LEFT_OUT: dict[str, str] = {
 }
 """Name -> why a part of a run does not get it."""
 LEFT_OUT_PREFIXES: dict[str, str] = {"TORCHELASTIC_": _RANK}
+_NOT_EMPTY = re.compile(r"TORCH_\w+")
+_EMPTY = "torch takes an empty one for a setting, and fails to read it (TORCH_LOGS)"
+"""Why a variable that this pattern fits is left out where it is empty."""
 _LINK = re.compile(r"VLLM_(\w+_)?PORT")
 _LINKED = (
     "Kubernetes sets it to tcp://... for a service of that name; vLLM wants a number, and ends"
@@ -45,6 +48,8 @@ def clean_environment(given: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def _why_left_out(name: str, value: str) -> str:
+    if not value and _NOT_EMPTY.fullmatch(name):
+        return _EMPTY
     if _LINK.fullmatch(name) and not (value.isascii() and value.isdecimal()):
         return _LINKED
     by_prefix = (why for prefix, why in LEFT_OUT_PREFIXES.items() if name.startswith(prefix))
