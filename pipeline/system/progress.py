@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+
 MARK = "now: "
 """Begins a line of a log that says what its process does."""
 
 
 def announce(what: str) -> None:
     """Say what this process is going to do for more than a moment."""
-    print(f"{MARK}{what}", flush=True)
+    with contextlib.suppress(OSError):  # a log that finds no room costs its lines, nothing else
+        print(f"{MARK}{what}", flush=True)
 
 
 def newest(text: str) -> str:
