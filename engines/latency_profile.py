@@ -20,6 +20,7 @@ from engines.base import Engine, EngineInfo, Sampling, log_line
 from pipeline.config.schema import EngineConfig
 from pipeline.hardware.costs import PROFILE_PROMPT
 from pipeline.system import untrusted_files
+from pipeline.system.cache_dir import cache_directory
 
 SHORT, LONG = 8, 40
 """New tokens per request in the two batches."""
@@ -38,7 +39,10 @@ async def cached_latency(
     engine: Engine, info: EngineInfo, model: str, section: EngineConfig
 ) -> Points:
     """Read the profile of a started engine from the cache, or measure it (a few seconds)."""
-    file = _cache() / f"{_key(info, model, section)}.json"
+    cache = cache_directory()
+    if cache is None:  # no home is known: nothing can be kept
+        return (await measure_latency(engine, info))[0]
+    file = cache / "darts" / "latency" / f"{_key(info, model, section)}.json"
     try:
         return untrusted_files.read_json(file, Points)
     except untrusted_files.UnreadableFile:
@@ -99,11 +103,6 @@ async def time_batch(engine: Engine, info: EngineInfo, count: int, tokens: int) 
     started = time.perf_counter()
     await asyncio.gather(*(one(number) for number in range(count)))
     return time.perf_counter() - started
-
-
-def _cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(base) / "darts" / "latency"
 
 
 def _key(info: EngineInfo, model: str, section: EngineConfig) -> str:

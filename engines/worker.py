@@ -19,6 +19,7 @@ import msgspec
 from engines.base import READY, Engine, EngineError, log_line
 from engines.process_group import die_with_parent, end_group, lead_own_group
 from pipeline.config.schema import Config
+from pipeline.system.progress import announce
 from pipeline.system.python_path import user_folder_last
 from pipeline.wire.keys import TransportError, peer_keys_of
 
@@ -66,11 +67,13 @@ async def serve_engine(stage: Path, config: Config, name: str, weights: Path | N
 
     try:
         peer_keys = peer_keys_of(stage)
+        announce(f"starting the engine ({config.engine.kind}): imports, the model, a first token")
         engine = build_engine(config)
         options = environment_options(config)
         stops = StopStrings(config.model, options.stop) if options and options.stop else None
         info = await engine.start()
         if not info.latency:
+            announce("measuring the engine's pace, once for this model and machine")
             points = await cached_latency(engine, info, config.model, config.engine)
             info = msgspec.structs.replace(info, latency=points)
         await engine.take_paced()  # those of the profile are not the run's
@@ -94,6 +97,7 @@ async def serve_engine(stage: Path, config: Config, name: str, weights: Path | N
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, worker.stop_serving, 0, "received SIGTERM")
     worker.log(f"{READY}{', '.join(f'{key} {value}' for key, value in info.about.items())})")
+    announce("")
     return await worker.run()
 
 

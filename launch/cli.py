@@ -18,7 +18,14 @@ from launch.commands.reward import reward_app
 from launch.explain.command import explain_command
 from launch.monitor.status import status_command
 from launch.monitor.top import top_command
-from launch.options import CONFIG_HELP, Overrides, exit_at_once, exit_with_error, load_config
+from launch.options import (
+    CONFIG_HELP,
+    Overrides,
+    exit_at_once,
+    exit_with_error,
+    load_config,
+    user_path,
+)
 from launch.replay.cli import replay_command
 from launch.report.cli import report_command
 from launch.simulate.cli import simulate_command
@@ -57,10 +64,14 @@ def train_command(
     config: Annotated[Path | None, typer.Argument(help=CONFIG_HELP)] = None,
     overrides: Overrides = None,
     out: Annotated[
-        Path | None, typer.Option(help="folder of the run; default: a new one below runs/")
+        Path | None,
+        typer.Option(parser=user_path, help="folder of the run; default: a new one below runs/"),
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option(help="folder of a run to continue from its newest checkpoint")
+        Path | None,
+        typer.Option(
+            parser=user_path, help="folder of a run to continue from its newest checkpoint"
+        ),
     ] = None,
     stage_only: Annotated[
         bool,
@@ -120,7 +131,8 @@ def eval_command(
     config: Annotated[Path, typer.Argument(help=CONFIG_HELP)],
     overrides: Overrides = None,
     out: Annotated[
-        Path | None, typer.Option(help="folder of the run; default: a new one below runs/")
+        Path | None,
+        typer.Option(parser=user_path, help="folder of the run; default: a new one below runs/"),
     ] = None,
 ) -> None:
     """Evaluate a model on the held-out prompts and print accuracy and response lengths.
@@ -197,7 +209,8 @@ def _joined(join: Path) -> list[str]:
 @app.command("engine")
 def engine_command(
     join: Annotated[
-        Path, typer.Option(help="folder of the running job, or a copy of its join.key")
+        Path,
+        typer.Option(parser=user_path, help="folder of the running job, or a copy of its join.key"),
     ],
     name: Annotated[str, typer.Option(help="name of the engine, unique in the job")],
 ) -> None:
@@ -226,7 +239,7 @@ def engine_command(
 
 @app.command("learner")
 def learner_command(
-    join: Annotated[Path, typer.Option(help="folder of the running job")],
+    join: Annotated[Path, typer.Option(parser=user_path, help="folder of the running job")],
     rank: Annotated[
         int, typer.Option(help="number of this rank, from 0; the job needs learner.ranks of them")
     ] = 0,
@@ -290,7 +303,10 @@ def doctor_command(
     nodes: Annotated[int, typer.Option("--nodes", help="number of machines", min=1)] = 1,
     node: Annotated[int, typer.Option("--node", help="number of this machine, from 0", min=0)] = 0,
     secret: Annotated[
-        Path | None, typer.Option("--secret", help="file with a secret, the same on every machine")
+        Path | None,
+        typer.Option(
+            "--secret", parser=user_path, help="file with a secret, the same on every machine"
+        ),
     ] = None,
     wait_s: Annotated[
         float, typer.Option("--wait", help="seconds to wait for the other machines", min=1)

@@ -10,6 +10,16 @@ import typer
 if TYPE_CHECKING:
     from pipeline.system.run_folder import RunFolder
 
+
+def user_path(text: str) -> Path:
+    """Returns a path whose `~` stands for a home directory: a shell leaves that of --out=~/runs as
+    it is, and a folder of that name would be made."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # "~somebody", whom nobody knows
+        return Path(text)
+
+
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="settings as key=value, such as step.prompts=32 selector=dual_end"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ from pipeline.config.model_files import read_facts
 from pipeline.config.pace import learner_pace
 from pipeline.config.schema import Config, LearnerConfig
 from pipeline.plugins import registry
+from pipeline.system.progress import announce
 
 log = logging.getLogger("learner")
 
@@ -77,6 +79,8 @@ def build_learner(
     torch.manual_seed(config.seed)
     device = engine.device_of(local_rank)
     chatter.disable_progress_bar()
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    announce(f"waiting for all {world} learner ranks" if world > 1 else "loading DeepSpeed's op")
     engine.join_ranks()
     carrier = transfer.make_transfer(own, device)
     with carrier.checkpoint_to_read(resume, save.files_needed) as checkpoint:
@@ -179,6 +183,7 @@ def load_trained(config: Config, resume: Path | None, device: torch.device) -> A
         lora.attach(model, section.lora, base)
         if resume is not None:
             lora.load_adapter(model, resume / lora.ADAPTER)
+    announce("checking that the model computes several responses in one call")
     prove_packing(model, section.attention)
     if section.gradient_checkpointing:
         checkpoint_layers(model)
@@ -188,6 +193,7 @@ def load_trained(config: Config, resume: Path | None, device: torch.device) -> A
 def load_model(source: Path, device: torch.device, dtype: str = "float32") -> Any:
     """Load a model onto the device. `dtype`: `learner.dtype`."""
     log.info("loading %s", source)
+    announce(f"loading {source}")
     model: Any = AutoModelForCausalLM.from_pretrained(
         source, dtype=getattr(torch, dtype), trust_remote_code=False
     )

@@ -66,13 +66,17 @@ def _ask_for_restart(
 
 
 def exit_on_any_exception() -> None:
-    """End the process at any exception: a normal exit may wait for communication for ever."""
+    """End the process at any exception: a normal exit may wait for communication for ever. An
+    exception whose class has `says_all` needs no traceback: nothing of ours is broken."""
 
     def report(
         kind: type[BaseException], error: BaseException | None, trace: TracebackType | None
     ) -> None:
         # Not `sys.stderr`: torch's own hook, around this one, collects what is written there.
-        traceback.print_exception(kind, error, trace, file=sys.__stderr__)
+        if getattr(kind, "says_all", False):
+            print(f"{kind.__name__}: {error}", file=sys.__stderr__)
+        else:
+            traceback.print_exception(kind, error, trace, file=sys.__stderr__)
         for stream in (sys.stdout, sys.__stderr__):
             if stream is not None:
                 stream.flush()

@@ -30,6 +30,7 @@ from learner.process_setup import leave_engine_cores, parse_arguments
 from learner.work_log import WorkLog, hidden_seconds
 from pipeline.config.pace import least_seconds
 from pipeline.config.schema import Config
+from pipeline.system.progress import announce
 from pipeline.system.python_path import user_folder_last
 from pipeline.system.sleep import sleep_until
 from pipeline.wire.client import StageClient
@@ -41,6 +42,7 @@ from pipeline.wire.messages import (
     OLD_LOGPROBS,
     PROTOCOL,
     PUBLISH,
+    SAVE,
     CloseStep,
     CloseVersion,
     ForgetGroup,
@@ -248,8 +250,10 @@ class LearnerRank:
 
         self._step.clear_groups()
         if self._zero.rank == 0:
-            directory = Path(welcome.weights_directory)
-            self._publisher = WeightPublisher(directory, self._probe, self._engine_dtype())
+            directory, spare = Path(welcome.weights_directory), welcome.spare_directory
+            self._publisher = WeightPublisher(
+                directory, self._probe, self._engine_dtype(), Path(spare) if spare else None
+            )
         manifest = self._publish()
         if manifest is not None:
             self._client.send(Published(manifest=manifest))
@@ -325,7 +329,7 @@ class LearnerRank:
     def _save(self, order: Save) -> None:
         from learner.checkpoint import save
 
-        self._client.set_activity("writing a checkpoint", STEP_LIMIT_S)
+        self._client.set_activity(SAVE, STEP_LIMIT_S)
         started = time.monotonic()
         error = ""
         if order.version != self._version:
@@ -345,7 +349,7 @@ class LearnerRank:
                 error = f"{type(failure).__name__}: {failure}"
         if error:
             log.error("checkpoint %s: %s", order.directory, error)
-        self._work_log.record_work("writing a checkpoint", started)
+        self._work_log.record_work(SAVE, started)
         self._client.send(Saved(directory=order.directory, error=error))
 
 
@@ -370,6 +374,7 @@ def main() -> None:
     if 0 < (most := given.micro_batch_tokens) < config.learner.tokens_per_micro_batch:
         config = replace(config, learner=replace(config.learner, tokens_per_micro_batch=most))
         log.warning("micro-batches of %d tokens: memory ran out before", most)
+    announce("importing torch and DeepSpeed")
     import torch
 
     if not torch.cuda.is_available():
@@ -379,6 +384,7 @@ def main() -> None:
     parts = build_learner(config, given.resume, int(os.environ["LOCAL_RANK"]), given.no_shared_fs)
     learner = LearnerRank(config, parts, given.stage)
     learner.heed(sigterm)
+    announce("")
     code = learner.run()
     with contextlib.suppress(OSError):  # a full disk loses the log's last lines, nothing else
         sys.stdout.flush()

@@ -1,24 +1,26 @@
 """Publishes weights for the engines: a safetensors file per version, and its manifest.
 
 A version appears under its name only when it is complete (written beside it, then
-renamed); at most two versions are on disk, so that an engine may still read the one
-before.
+renamed); at most two versions are there, so that an engine may still read the one
+before. It lies in memory, or on the disk where memory has no room: others may fill it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import logging
 import mmap
 import os
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import xxhash
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
@@ -105,14 +107,29 @@ def weights_checksum(path: Path) -> str:
         return xxhash.xxh3_128_hexdigest(view)
 
 
-class WeightPublisher:
-    """Writes versions into one directory, and removes those that are not needed any more."""
+class PublishError(Exception):
+    """A version could be written nowhere; the message says why, by place."""
 
-    def __init__(self, directory: Path, probe: list[int], dtype: torch.dtype | None = None) -> None:
-        """`dtype`: the engines' type, which weights are rounded to; None: no rounding."""
+    says_all = True  # see `learner.failures`
+
+
+class WeightPublisher:
+    """Writes versions into a directory, and removes those that are not needed any more.
+
+    Args:
+        dtype: the engines' type, which weights are rounded to; None: no rounding.
+        spare: where a version goes that finds no room in `directory`; None: nowhere.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        probe: list[int],
+        dtype: torch.dtype | None = None,
+        spare: Path | None = None,
+    ) -> None:
         self._dtype = dtype
-        make_private(directory)
-        self._directory = directory
+        self._places = [directory, *([spare] if spare else [])]
         self._probe = probe
         self._newest: int | None = None
 
@@ -129,33 +146,19 @@ class WeightPublisher:
         Args:
             rounded_after: the engines' weights are coarser than those that `logprobs` are of.
 
-        Raises: OSError if it does not fit, LoraError if an adapter is not in its weight.
+        Raises: PublishError if it fits nowhere, LoraError if an adapter is not in its weight.
         """
-        final = self._directory / f"v{version}"
-        draft = self._directory / f".v{version}-{os.getpid()}"
-        make_private(self._directory)  # logind empties /dev/shm at the end of a user's session
-        draft.mkdir(mode=0o700)
-        try:
-            tensors = checkpoint_tensors(model, self._dtype)
-            # Of the tensors, not of the file: they prove what was written, too.
-            checksums = tensor_checksums(tensors)
-            save_file(tensors, draft / FILE, metadata={"format": "pt"})
-            size = (draft / FILE).stat().st_size
-            digest = weights_checksum(draft / FILE)
-            if final.exists():  # from a learner before this one; readers keep their mapping
-                shutil.rmtree(final)
-            draft.rename(final)
-        except BaseException:
-            shutil.rmtree(draft, ignore_errors=True)
-            raise
-        for old in self._others({version, self._newest}):
-            shutil.rmtree(old, ignore_errors=True)
+        tensors = checkpoint_tensors(model, self._dtype)
+        # Of the tensors, not of the file: they prove what was written, too.
+        checksums = tensor_checksums(tensors)
+        path = self._written(tensors, version)
+        self._prune({version, self._newest})
         self._newest = version
         return Manifest(
             version=version,
-            directory=str(final),
-            bytes=size,
-            checksum=digest,
+            directory=str(path.parent),
+            bytes=path.stat().st_size,
+            checksum=weights_checksum(path),
             probe=self._probe,
             logprobs=logprobs,
             tensors=checksums,
@@ -163,8 +166,51 @@ class WeightPublisher:
             rounded_after=rounded_after,
         )
 
-    def _others(self, keep: Collection[int | None]) -> Iterator[Path]:
+    def _written(self, tensors: Mapping[str, Tensor], version: int) -> Path:
+        """Write a version into the first place that takes it; returns its file."""
+        refusals: list[str] = []
+        for place in self._places:
+            try:
+                path = self._write(place, tensors, version)
+                for other in self._places:
+                    if other != place:  # of a learner before this one
+                        shutil.rmtree(other / path.parent.name, ignore_errors=True)
+                return path
+            except (OSError, SafetensorError) as error:
+                refusals.append(f"{place}: {error}")
+                log.warning("version %d is not in %s: %s", version, place, error)
+        raise PublishError(
+            f"the weights of version {version} found no room: {'; '.join(refusals)}; make room "
+            "there, and resume from the newest checkpoint"
+        )
+
+    def _write(self, place: Path, tensors: Mapping[str, Tensor], version: int) -> Path:
+        """Raises: OSError or SafetensorError, with nothing left of it."""
+        make_private(place)  # logind empties /dev/shm at the end of a user's session
+        self._make_room(place, sum(tensor.nbytes for tensor in tensors.values()))
+        final, draft = place / f"v{version}", place / f".v{version}-{os.getpid()}"
+        draft.mkdir(mode=0o700)
+        try:
+            save_file(dict(tensors), draft / FILE, metadata={"format": "pt"})
+            if final.exists():  # from a learner before this one; readers keep their mapping
+                shutil.rmtree(final)
+            draft.rename(final)
+        except BaseException:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
+        return final / FILE
+
+    def _make_room(self, place: Path, needed: int) -> None:
+        """See that so many bytes are free, so that no memory is filled to its end: others who
+        share it are killed when they touch a page that it has not. Raises: OSError."""
+        if shutil.disk_usage(place).free < needed:
+            self._prune({self._newest})
+        if (free := shutil.disk_usage(place).free) < needed:
+            raise OSError(errno.ENOSPC, f"{needed} bytes are needed, {free} are free")
+
+    def _prune(self, keep: Collection[int | None]) -> None:
         names = {f"v{version}" for version in keep if version is not None}
-        for path in self._directory.iterdir():
-            if path.name not in names and path.name.startswith(("v", ".v")):
-                yield path
+        for place in self._places:
+            for path in place.iterdir() if place.is_dir() else ():
+                if path.name not in names and path.name.startswith(("v", ".v")):
+                    shutil.rmtree(path, ignore_errors=True)

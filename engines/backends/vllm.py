@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import math
 import os
-from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -162,14 +162,34 @@ class VllmEngine:
         return found
 
 
+def wrong_variables(
+    known: Mapping[str, Callable[[], object]], environment: Mapping[str, str]
+) -> Iterator[str]:
+    """Yield a complaint for each variable of vLLM's that it cannot read: its own error says what
+    it could not convert, and seldom of which.
+
+    Args:
+        known: name -> how vLLM reads it.
+    """
+    for name, read in known.items():
+        if name in environment:
+            try:
+                read()
+            except Exception as error:  # whatever a conversion raises
+                found = f"the variable {name} is {environment[name]!r:.200}"
+                yield f"{found}: {type(error).__name__}: {error!s:.300}; mend it or unset it"
+
+
 def async_llm(model: str, section: EngineConfig, seed: int) -> Any:
     """Make `AsyncLLM` with darts' settings. Call it before anything imports vLLM."""
     _set_environment(section)
-    from vllm import AsyncEngineArgs
+    from vllm import AsyncEngineArgs, envs
     from vllm.platforms import current_platform
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
+    if wrong := list(wrong_variables(envs.environment_variables, os.environ)):
+        raise EngineError("; ".join(wrong))
     on_cpu = current_platform.is_cpu()
     options: dict[str, Any] = (
         # Given a name, vLLM on a CPU would put the model into a process beside its core, and

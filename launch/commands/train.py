@@ -25,7 +25,7 @@ from pipeline.config.load import ConfigError, dump, load
 from pipeline.config.schema import Config
 from pipeline.data.files import DataError
 from pipeline.observability.recorder import Records
-from pipeline.system.durable_files import SYSTEM, make_durable
+from pipeline.system.durable_files import SYSTEM, make_durable, write_file
 from pipeline.system.micro_batch_limit import read_limit
 from pipeline.system.run_folder import RunError, RunFolder, new_name
 from pipeline.system.terminal_text import printable, without_passwords
@@ -74,7 +74,7 @@ def _say(text: object) -> None:
 def identify(run: RunFolder, config: Config) -> None:
     """Writes how a new run was started, then its whole configuration: a start that ends in between
     has left no run, and a folder without one may be used again."""
-    run.about.write_text(json.dumps(about_run(), indent=1) + "\n", encoding="utf-8")
+    write_file(run.about, json.dumps(about_run(), indent=1) + "\n")
     rewrite_config(run, config)
 
 
@@ -82,7 +82,7 @@ def rewrite_config(run: RunFolder, config: Config) -> None:
     """Writes or replaces a run's configuration atomically and durably: no checkpoint is resumed
     without it. In a run that has begun only free settings may differ."""
     draft = run.config.with_name(f".{run.config.name}")
-    draft.write_text(dump(config), encoding="utf-8")
+    write_file(draft, dump(config))
     make_durable(SYSTEM, draft)
     SYSTEM.rename(draft, run.config)
     SYSTEM.fsync(run.path)

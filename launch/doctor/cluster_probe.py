@@ -26,7 +26,7 @@ import xxhash
 from launch.commands.train import installed_versions
 from launch.doctor import cluster_report
 from launch.doctor.cluster_report import ANY_PORT, STAGE_PORTS, MachineFacts, Probe
-from launch.launcher.local import free_port
+from launch.launcher.ports import free_port
 from launch.torchrun.agent import warning_of_parent
 from launch.torchrun.network import interface_towards, own_address
 from launch.torchrun.node import Node, config_digest

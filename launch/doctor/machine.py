@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 
 from launch.commands.train import installed_versions
-from launch.launcher.local import free_port
+from launch.launcher.ports import free_port
 from pipeline.system.temp_dirs import SHARED_MEMORY, remove_orphans
 
 Finding = tuple[bool, str]  # fine?, what was found (and the cure)

@@ -7,9 +7,8 @@ behind. The stage reports progress over a pipe; a view shows it.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
-import random
+import os
 import select
 import shutil
 import signal
@@ -24,6 +23,7 @@ from engines.base import READY
 from launch.launcher import gpus
 from launch.launcher.environment import clean_environment
 from launch.launcher.oom import MemoryWatch, own_groups
+from launch.launcher.ports import LOOPBACK, free_port, hold_port
 from launch.launcher.processes import (
     Child,
     end_all,
@@ -31,20 +31,22 @@ from launch.launcher.processes import (
     learner_arguments,
     learner_environment,
 )
+from launch.launcher.starting import StartingParts
 from pipeline.config.schema import Config
+from pipeline.coordinator.run_state import RunPhase
 from pipeline.system import temp_dirs
 from pipeline.system.descriptors import raise_limit
+from pipeline.system.durable_files import write_file
 from pipeline.system.micro_batch_limit import keep_limit, read_limit
 from pipeline.system.run_folder import RunFolder
 
-LOOPBACK = "127.0.0.1"
 RANKS_STORE = "ranks"
 """Name of that file, beside the sockets."""
-_OWN_PORTS = range(20_000, 32_768)
-"""Below those that Linux gives to outgoing connections (ip_local_port_range, by default)."""
 _POLL_S = 0.1
 _IN_ORDER = "exit 0"
 _LAST_WORDS_S = 1.0
+_AGAIN_S = 10.0
+_FRESH_S = 3.0  # the stage says something every second
 _SLOWER = 1.5  # the last checkpoint may take so much longer than the one before it
 _LOOK_S = 1.0
 
@@ -80,54 +82,13 @@ class Site:
 
 
 def weights_directory(run: RunFolder, need_bytes: int) -> Path:
-    """Makes a 0700 directory for two versions of the weights: in memory, or below the run."""
+    """Makes a 0700 directory for two versions of the weights: in memory, or below the run where
+    there is none, or no room in it, or nobody may write there."""
     base = temp_dirs.SHARED_MEMORY
-    if base.is_dir() and shutil.disk_usage(base).free >= 3 * need_bytes:
-        with contextlib.suppress(OSError):  # full meanwhile, or of files, or not ours to write
+    with contextlib.suppress(OSError):
+        if shutil.disk_usage(base).free >= 3 * need_bytes:
             return temp_dirs.own_directory(run.path.name, base)
     return temp_dirs.own_directory(run.path.name, run.path)
-
-
-def free_port(host: str = LOOPBACK) -> int:
-    [port] = free_ports(host, 1)
-    return port
-
-
-def free_ports(host: str, count: int) -> list[int]:
-    """Returns ports of an address of this machine that are free now. Raises OSError.
-
-    A learner rank listens some ten seconds later: the ports are none of those that the system
-    gives to connections meanwhile, unless all others are in use.
-    """
-    tried = [*random.sample(_OWN_PORTS, len(_OWN_PORTS)), *[0] * count]
-    found: list[int] = []
-    with contextlib.ExitStack() as stack:
-        for port in tried:
-            probe = stack.enter_context(socket.socket())
-            try:
-                probe.bind((host, port))
-            except OSError as error:
-                if error.errno not in (errno.EADDRINUSE, errno.EACCES):
-                    raise
-                continue
-            found.append(probe.getsockname()[1])
-            if len(found) == count:
-                break
-    if len(found) < count:
-        raise OSError(errno.EADDRINUSE, f"{count} free ports are needed at {host}")
-    return found
-
-
-def hold_port(host: str, port: int) -> socket.socket | None:
-    """Keeps others from a port until the socket is closed, without listening there: no other run
-    of this machine gets the same number. None: somebody has it already."""
-    holding = socket.socket()
-    try:
-        holding.bind((host, port))
-    except OSError:
-        holding.close()
-        return None
-    return holding
 
 
 class Launcher:
@@ -145,12 +106,13 @@ class Launcher:
         self._config, self._run, self._view, self._resume = config, run, view, resume
         self._roles = roles or Roles(config.engine.count, list(range(config.learner.ranks)))
         size = sum(p.stat().st_size for p in Path(config.model).glob("*.safetensors"))
-        temp_dirs.remove_orphans(
-            run.path
-        )  # weights of a killed run that had too little shared memory
+        # Of a killed run: weights too, where it had too little shared memory.
+        temp_dirs.remove_orphans(run.path)
         self.weights = weights_directory(run, 2 * size)  # fp32 of a bf16 file
+        # Of the same name form, so that a later start removes what a kill has left.
+        self.spare_weights = run.path / temp_dirs.name_of(os.getpid(), "spare")
         self._site = site or Site(
-            sockets=temp_dirs.own_directory("run"), host=LOOPBACK, port=free_port()
+            sockets=temp_dirs.socket_directory(), host=LOOPBACK, port=free_port()
         )
         self.sockets = self._site.sockets
 
@@ -160,7 +122,11 @@ class Launcher:
         self._interrupts = 0
         self._memory = MemoryWatch(own_groups())
         self._began = False  # an engine has loaded its model
+        self._ending = False  # the stage sends its peers away
+        self._phase = RunPhase.STARTING.value
+        self._starting = StartingParts(config.timeouts.log_wait_s)
         self._checkpoint_s = 0.0  # that the last one took
+        self._writing = self._told_writing = False  # one is being written; it was told
         self._looked_at = 0.0  # when the children's memory was sampled
         self._deadline = 0.0
         self._heard_at = self._missed_at = 0.0  # last line of the stage; last silence warning
@@ -182,6 +148,7 @@ class Launcher:
         if self._roles.stage:
             command = ["pipeline.stage", "--run", str(run.path), "--sockets", str(self.sockets)]
             command += ["--weights", str(self.weights), "--control", str(self._theirs.fileno())]
+            command += ["--spare-weights", str(self.spare_weights)]
             command += ["--resume", str(self._resume)] if self._resume else []
             command += ["--listen-keys", str(site.listen_keys)] if site.listen_keys else []
             add("stage", command, base)
@@ -208,7 +175,7 @@ class Launcher:
         site = self._site
         held = hold_port(site.host, site.port) if site.one_machine else None
         try:
-            (self._run.path / "address").write_text(f"{self.sockets}\n", encoding="utf-8")
+            write_file(self._run.address, f"{self.sockets}\n")
             for child in self.children.values():
                 child.start((self._theirs.fileno(),) if child.name == "stage" else ())
             self._theirs.close()
@@ -218,10 +185,10 @@ class Launcher:
             if self._deadline:
                 grace = max(0.0, min(grace, self._deadline - time.monotonic()))
             end_all(list(self.children.values()), grace)
-            shutil.rmtree(self.weights, ignore_errors=True)
-            shutil.rmtree(self.sockets, ignore_errors=True)
+            for directory in (self.weights, self.spare_weights, self.sockets):
+                shutil.rmtree(directory, ignore_errors=True)
             temp_dirs.remove_orphans()  # those of a stage that was killed
-            (self._run.path / "address").unlink(missing_ok=True)
+            self._run.address.unlink(missing_ok=True)
             for number, handler in before.items():
                 signal.signal(number, handler)
             self._ours.close()
@@ -263,7 +230,7 @@ class Launcher:
                 return
             self._watch_children()
             self._warn_if_silent()
-            if self._deadline and time.monotonic() > self._deadline:
+            if self._deadline and time.monotonic() > self._deadline and not self._waits_on():
                 return
         self.error = "stopped at once"
 
@@ -272,6 +239,20 @@ class Launcher:
         if self._checkpoint_s > self._config.timeouts.stop_s - 2.0:
             text += f"; the last one took {self._checkpoint_s:.0f} s, more than timeouts.stop_s"
         return text
+
+    def _waits_on(self) -> bool:
+        """Returns True past the deadline while a checkpoint is being written: whoever asked for the
+        end can have it at once, by asking again. `timeouts.checkpoint_s` bounds it, in the stage.
+        """
+        now = time.monotonic()
+        if not self._writing or now - self._heard_at > _FRESH_S:
+            return False
+        if not self._told_writing:
+            self._told_writing = True
+            text = "the checkpoint is still being written (Ctrl-C again: stop at once, without it)"
+            self._view.on_line({"say": text})
+        self._deadline = now + _FRESH_S  # for what the stage does after it
+        return True
 
     def _warn_if_silent(self) -> None:
         """Warns when the stage, which reports every second, has been silent too long."""
@@ -288,8 +269,8 @@ class Launcher:
         while self.error and not self._interrupts and time.monotonic() < deadline:
             for child in self.children.values():
                 how = None if child.name == "stage" else child.take_exit()
-                if how == _IN_ORDER:
-                    continue  # it ended on request
+                if how == _IN_ORDER or f"stopping: {self.error}" in child.tail():
+                    continue  # it ended on request, and with the run's own reason
                 if how is not None:
                     text = f"{child.name} ended ({how}){child.memory_note(how, self._memory)}"
                     self._view.on_line({"say": f"{text}; end of its log:\n{child.tail()}"})
@@ -300,10 +281,14 @@ class Launcher:
         now = time.monotonic()
         look = now - self._looked_at > _LOOK_S
         self._looked_at = now if look else self._looked_at
+        if look and self._phase == RunPhase.STARTING:
+            doing = {child.name: child.doing() for child in self.children.values()}
+            for text in self._starting.look(now, doing):
+                self._view.on_line({"say": text})
         for child in self.children.values():
             if look:
                 child.sample_memory()
-            if child.name == "stage":
+            if child.name == "stage" or self._ending:
                 continue
             how = child.take_exit()
             if how is not None:
@@ -314,7 +299,16 @@ class Launcher:
                     self._restart_or_end(child, f"({how}){why}", now, failed)
             elif not self._interrupts and child.next_start and now >= child.next_start:
                 child.next_start = 0.0
-                child.start()
+                self._start_again(child, now)
+
+    def _start_again(self, child: Child, now: float) -> None:
+        """Starts an engine anew; a machine that cannot have one more process now is asked again."""
+        try:
+            child.start()
+        except OSError as error:
+            child.next_start = now + _AGAIN_S
+            text = f"{child.name} cannot be started: {error}; again in {_AGAIN_S:.0f} s"
+            self._view.on_line({"say": text})
 
     def _some_engine_began(self) -> bool:
         """Returns True once any engine of this run has loaded its model."""
@@ -375,10 +369,14 @@ class Launcher:
         *lines, self._buffer = self._buffer.split(b"\n")
         for raw in lines:
             line = json.loads(raw)
-            if "over" in line:
+            if "ending" in line:
+                self._ending = True
+            elif "over" in line:
                 self.error = line["over"]
             elif "live" in line:
                 self._checkpoint_s = float(line["live"].get("checkpoint_s", 0.0))
+                self._writing = bool(line["live"].get("checkpoint_writing", False))
+                self._phase = line["live"].get("phase", "")
             elif "restart" in line:
                 child = self.children.get(line["restart"])
                 if child is not None:

@@ -22,6 +22,7 @@ import psutil
 from launch.launcher.oom import MemoryWatch, peak_bytes
 from launch.launcher.reasons import innermost_reason
 from pipeline.system.private_dirs import UMASK
+from pipeline.system.progress import newest
 from pipeline.system.python_path import SAFE
 from pipeline.wire.keys import IPC_LIMIT
 
@@ -184,6 +185,10 @@ class Child:
         text = self._log(_REASON_BYTES)
         last = next((line for line in reversed(text.splitlines()) if line.strip()), "")
         return innermost_reason(text) or last.strip()[:_TAIL_BYTES]
+
+    def doing(self) -> str:
+        """Returns what it has announced last of its start; '' if it does not run or has started."""
+        return newest(self._log(_TAIL_BYTES)) if self.running else ""
 
     def said(self, text: str) -> bool:
         """Returns True if the first part of its log since it was started holds this text."""

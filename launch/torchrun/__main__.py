@@ -46,6 +46,7 @@ from launch.launcher.processes import (
 )
 from launch.monitor.bounded_output import bounded_output, tell_losses_in
 from launch.monitor.terminal import TerminalView
+from launch.options import user_path
 from launch.preflight.settings import settings_problems
 from launch.preflight.without_effect import without_effect
 from launch.torchrun import run_location
@@ -279,9 +280,11 @@ def main() -> int:
     parser.add_argument("config", type=Path, help="YAML file with the settings")
     parser.add_argument("overrides", nargs="*", help="settings as key=value")
     parser.add_argument(
-        "--out", type=Path, help="folder of the run; a run that is there is continued"
+        "--out", type=user_path, help="folder of the run; a run that is there is continued"
     )
-    parser.add_argument("--secret", type=Path, help="file with a secret that every rank must have")
+    parser.add_argument(
+        "--secret", type=user_path, help="file with a secret that every rank must have"
+    )
     args = parser.parse_intermixed_args()
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         raise SystemExit("darts: start this with torchrun, or use `darts train` on one machine")

@@ -21,6 +21,7 @@ from engines.base import READY
 from launch.launcher.environment import clean_environment
 from launch.launcher.oom import MemoryWatch, own_groups
 from launch.launcher.processes import Child, end_all, engine_environment
+from launch.launcher.starting import StartingParts
 from launch.torchrun.node import CONFIG, join_arguments, write_join_files
 from pipeline.config.load import load
 from pipeline.system.temp_dirs import remove_orphans, shared_directory
@@ -30,7 +31,9 @@ _POLL_S = 0.2
 _MOST_S = 60.0
 
 
-def supervise(child: Child, restarts: int, stopped: list[int]) -> int:
+def supervise(
+    child: Child, restarts: int, stopped: list[int], starting: StartingParts | None = None
+) -> int:
     """Starts the engine and restarts it when it dies, unless it ends by itself before it has ever
     loaded its model: it would again. Returns the exit status."""
     began = False
@@ -39,6 +42,9 @@ def supervise(child: Child, restarts: int, stopped: list[int]) -> int:
     while not stopped:
         time.sleep(_POLL_S)
         child.sample_memory()
+        if starting is not None:
+            for text in starting.look(time.monotonic(), {child.name: child.doing()}):
+                print(f"darts: {text}", flush=True)
         how = child.take_exit()
         if how == "exit 0":
             return 0
@@ -92,7 +98,9 @@ def main() -> None:
     environment = clean_environment() | engine_environment(options.scratch)
     child = Child(options.name, command, log, environment)
     try:
-        status = supervise(child, load(options.scratch / CONFIG).engine.restarts, stopped)
+        config = load(options.scratch / CONFIG)
+        starting = StartingParts(config.timeouts.log_wait_s)
+        status = supervise(child, config.engine.restarts, stopped, starting)
     finally:
         end_all([child], 0.0 if stopped else 5.0)
         for directory in (options.scratch, options.weights):

@@ -14,15 +14,17 @@ from pathlib import Path
 
 import msgspec
 
-from launch.launcher.local import LOOPBACK, Site, free_ports
+from launch.launcher.local import Site
+from launch.launcher.ports import LOOPBACK, free_ports
 from launch.torchrun.network import own_address
 from launch.torchrun.rendezvous import Assignment, Hello, allowed_keys
 from launch.torchrun.roles import RolesError, assign_roles
 from pipeline.config.load import dump
 from pipeline.config.schema import Config
+from pipeline.system.durable_files import write_file
 from pipeline.system.micro_batch_limit import read_limit
 from pipeline.system.run_folder import RunFolder
-from pipeline.system.temp_dirs import own_directory, shared_directory
+from pipeline.system.temp_dirs import shared_directory, socket_directory
 from pipeline.wire.curve_auth import new_pair
 from pipeline.wire.keys import KeyPair, ListenKeys, PeerKeys, addresses, write_private
 
@@ -73,7 +75,7 @@ class Node:
 def write_join_files(directory: Path, peer_keys: PeerKeys, config: str) -> None:
     """Writes the key file and the configuration that a process needs to join the run."""
     write_private(directory / _KEY, peer_keys)
-    (directory / CONFIG).write_text(config, encoding="utf-8")
+    write_file(directory / CONFIG, config)
 
 
 def join_arguments_in_memory(peer_keys: PeerKeys, config: str) -> list[str]:
@@ -123,7 +125,7 @@ class RoundPlan:
             config=config,
             node=node,
             host=host if host not in ("*", "0.0.0.0") else node.host,  # noqa: S104
-            sockets=own_directory("run"),
+            sockets=socket_directory(),
             control=f"tcp://{host}:{control}",
             data=f"tcp://{host}:{data}",
             weights=f"tcp://{host}:{weights}",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pipeline.system.durable_files import write_file
 from pipeline.system.run_folder import RunError, RunFolder
 from pipeline.system.untrusted_files import UnreadableFile, read_text
 
@@ -18,7 +19,7 @@ _NOTE = "elsewhere"
 
 def write_round(run: Path, round_: str) -> None:
     """Marks the folder as the run's, on rank 0."""
-    (run / _ROUND).write_text(f"{round_}\n", encoding="utf-8")
+    write_file(run / _ROUND, f"{round_}\n")
 
 
 def remove_round(run: Path) -> None:
@@ -36,7 +37,7 @@ def is_shared(run: Path, round_: str) -> bool:
 
 def write_location(run: Path, host: str) -> None:
     """Writes down the host of the folder, on a machine that does not share it."""
-    (run / _NOTE).write_text(f"{host}\n", encoding="utf-8")
+    write_file(run / _NOTE, f"{host}\n")
 
 
 def refuse_moved_run(run: RunFolder) -> None:

@@ -7,12 +7,18 @@ process holds open is never removed. Imports neither torch nor DeepSpeed.
 """
 
 import contextlib
+import hashlib
 import os
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from pipeline.system.cache_dir import cache_directory
+from pipeline.system.private_dirs import make_private
+from pipeline.system.progress import announce
 
 _LOOK_S = 1.0
 """Between two looks for what others leave while this process waits."""
@@ -24,10 +30,24 @@ def torch_extensions_dir() -> Path:
     """Return the folder of compiled extensions: TORCH_EXTENSIONS_DIR, else in the environment.
 
     torch's own default is shared by all of a user's environments (~/.cache); in the
-    environment, extension and torch come and go together.
+    environment, extension and torch come and go together. An environment that others have
+    installed may be closed to this user: then one of its name in ~/.cache, or in the temporary
+    directory where there is no home.
     """
     chosen = os.environ.get("TORCH_EXTENSIONS_DIR")
-    return Path(chosen) if chosen else Path(sys.prefix) / "torch_extensions"
+    if chosen:
+        return Path(chosen)
+    mark = hashlib.sha256(sys.prefix.encode()).hexdigest()[:12]
+    places = [Path(sys.prefix) / "torch_extensions"]
+    if (cache := cache_directory()) is not None:
+        places.append(cache / "darts" / "torch_extensions" / mark)
+    temporary = Path(tempfile.gettempdir()) / f"darts-{os.getuid()}-torch-extensions-{mark}"
+    return next((place for place in places if _can_be_written(place)), temporary)
+
+
+def _can_be_written(directory: Path) -> bool:
+    there = next(place for place in (directory, *directory.parents) if place.exists())
+    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
 
 
 def use_torch_extensions_dir() -> Path:
@@ -38,6 +58,8 @@ def use_torch_extensions_dir() -> Path:
     ninja compiles everything again: so the environment's own bin folder comes first.
     """
     directory = torch_extensions_dir()
+    if directory.parent == Path(tempfile.gettempdir()):
+        make_private(directory)  # what lies there is run: nobody else may have put it there
     directory.mkdir(parents=True, exist_ok=True)
     os.environ["TORCH_EXTENSIONS_DIR"] = str(directory)
     programs = str(Path(sys.prefix) / "bin")
@@ -57,8 +79,7 @@ def clear_stale_lock(directory: Path | None = None) -> list[Path]:
     Locks of other users, and all locks where there is no /proc, are left alone.
     """
     root = torch_extensions_dir() if directory is None else directory
-    # NAME/lock where TORCH_EXTENSIONS_DIR was set, py311_cpu/NAME/lock where it was not.
-    locks = sorted({*root.glob("*/lock"), *root.glob("*/*/lock")})
+    locks = _locks(root)
     if not locks or not Path("/proc/self/fd").is_dir():
         return []
     seen = {lock: _identity(lock) for lock in locks}
@@ -76,15 +97,26 @@ def clear_stale_lock(directory: Path | None = None) -> list[Path]:
     return removed
 
 
+def _locks(root: Path) -> list[Path]:
+    """NAME/lock where TORCH_EXTENSIONS_DIR was set, py311_cpu/NAME/lock where it was not."""
+    return sorted({*root.glob("*/lock"), *root.glob("*/*/lock")})
+
+
 @contextlib.contextmanager
 def no_stale_locks(directory: Path | None = None) -> Iterator[None]:
-    """Clear stale locks now and again while inside, so that no compile waits for a dead process."""
+    """Clear stale locks now and again while inside, so that no compile waits for a dead process,
+    and say what is being compiled."""
     clear_stale_lock(directory)
     over = threading.Event()
 
     def look() -> None:
+        told: set[Path] = set()
         while not over.wait(_LOOK_S):
             clear_stale_lock(directory)
+            for lock in _locks(directory or torch_extensions_dir()):
+                if lock not in told:
+                    told.add(lock)
+                    announce(f"{lock.parent.name} of DeepSpeed is being compiled in {lock.parent}")
 
     looking = threading.Thread(target=look, daemon=True, name="stale locks")
     looking.start()

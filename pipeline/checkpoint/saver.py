@@ -67,6 +67,11 @@ class Saver:
         self._about: dict[str, Any] = {}
         self._commits: set[asyncio.Task[None]] = set()
 
+    @property
+    def waiting(self) -> frozenset[int] | None:
+        """Ranks whose part is not written yet; None while no checkpoint is being written."""
+        return frozenset(self._waiting) if self._directory is not None else None
+
     def begin_checkpoint(self, step: int, version: int, about: dict[str, Any]) -> Save | None:
         """Take the present state. Returns the message for every rank, or None if it failed."""
         try:

@@ -33,4 +33,5 @@ class TimeoutsConfig(Section, frozen=True, kw_only=True):
     checkpoint_s: PositiveFloat = 300.0
     """Seconds that a checkpoint may take to be on disk; then it is given up."""
     stop_s: PositiveFloat = 10.0
-    """Seconds from Ctrl-C to the end of every process, a checkpoint included."""
+    """Seconds from Ctrl-C to the end of every process, a checkpoint included; one that is being
+    written then is waited for, up to `timeouts.checkpoint_s`."""

@@ -6,6 +6,7 @@ counted. A line that is half on the disk is continued where it broke off.
 
 from __future__ import annotations
 
+from io import FileIO
 from pathlib import Path
 
 MOST_KEPT = 16 << 20
@@ -15,12 +16,13 @@ _AT_ONCE = 8 << 10
 
 
 class JsonlWriter:
-    """Appends to one file; opened at its first line."""
+    """Appends to one file; opened when its first lines are flushed."""
 
     def __init__(self, path: Path) -> None:
-        self._file = open(path, "ab", buffering=0)  # noqa: SIM115  closed by close()
+        self._path = path
+        self._file: FileIO | None = None  # opened by the first flush that can
         self._waiting = bytearray()
-        self._end = self._file.tell()
+        self._end = path.stat().st_size if path.exists() else 0
         self.size = self._end
         """Of the file up to its last whole line, bytes."""
         self.lost = 0
@@ -42,6 +44,8 @@ class JsonlWriter:
         self.full = ""
         try:
             while self._waiting:
+                if self._file is None:
+                    self._file = FileIO(self._path, "ab")
                 written = self._file.write(self._waiting) or 0
                 if whole := self._waiting.rfind(b"\n", 0, written) + 1:
                     self.size = self._end + whole
@@ -54,4 +58,5 @@ class JsonlWriter:
         """The last try; what finds no room now is lost."""
         self.flush()
         self.lost += self._waiting.count(b"\n")
-        self._file.close()
+        if self._file is not None:
+            self._file.close()

@@ -84,6 +84,7 @@ class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
     evaluations_left: int = 0  # one under way included
     checkpoint_every: int = 0  # steps; 0: none are written
     checkpoint_s: float = 0.0  # that the last one took
+    checkpoint_writing: bool = False  # ranks or stage are writing one now, none of them waits
     training_seconds: float = 0.0  # inside steps that are done
     running: int = 0  # slots that hold a leg, all engines
     sampled: int = 0  # response tokens

@@ -1,7 +1,7 @@
 """Tracker MLflow: a run of an experiment, named as the run's folder; a resume continues it.
 
 Where it is, is MLflow's own setting (MLFLOW_TRACKING_URI). Every call may wait for a server:
-`pipeline.observability.remote_tracker` makes all of them in a thread.
+`pipeline.observability.tracker_thread` makes all of them in a thread.
 """
 
 from __future__ import annotations

@@ -22,8 +22,8 @@ import msgspec
 from pipeline.config.schema import Config, MetricsConfig
 from pipeline.observability.live_status import RunStatus
 from pipeline.observability.prometheus import TrackerError, port_complaint, port_in_use
-from pipeline.observability.remote_tracker import Remote, RemoteTracker
 from pipeline.observability.tracker_ids import read_id
+from pipeline.observability.tracker_thread import SlowTracker, TrackerThread
 from pipeline.system.run_folder import RunFolder
 
 log = logging.getLogger("stage")
@@ -63,7 +63,7 @@ class Trackers:
         """What is to be told to people since the last call."""
         told, self._told = self._told, []
         for tracker in self._trackers:
-            told += tracker.news() if isinstance(tracker, RemoteTracker) else []
+            told += tracker.news() if isinstance(tracker, TrackerThread) else []
         return told
 
     def _each(self, do: Callable[[Tracker], None]) -> None:
@@ -122,13 +122,17 @@ def start_trackers(config: Config, run: RunFolder, resumed_step: int = -1) -> li
     found: list[Tracker] = []
     try:
         if section.tensorboard:
-            found.append(TensorBoard(run, resumed_step))
+            found.append(
+                TrackerThread(
+                    "metrics.tensorboard", lambda: TensorBoard(run, resumed_step), needed=False
+                )
+            )
         if section.prometheus_port:
             from pipeline.observability.prometheus import Prometheus
 
             found.append(Prometheus(section.prometheus_port))
         for key, make in _remote(section):
-            found.append(RemoteTracker(key, lambda make=make: make(run, config)))
+            found.append(TrackerThread(key, lambda make=make: make(run, config)))
     except BaseException:
         for tracker in found:
             tracker.close()
@@ -136,7 +140,9 @@ def start_trackers(config: Config, run: RunFolder, resumed_step: int = -1) -> li
     return found
 
 
-def _remote(section: MetricsConfig) -> Iterator[tuple[str, Callable[[RunFolder, Config], Remote]]]:
+def _remote(
+    section: MetricsConfig,
+) -> Iterator[tuple[str, Callable[[RunFolder, Config], SlowTracker]]]:
     """Setting -> how to connect, of those that talk to a server."""
     if section.wandb:
         yield "metrics.wandb", lambda run, config: WeightsAndBiases(section.wandb, run, config)
@@ -149,7 +155,8 @@ def _remote(section: MetricsConfig) -> Iterator[tuple[str, Callable[[RunFolder, 
 
 
 class TensorBoard:
-    """Event files in the run's folder."""
+    """Event files in the run's folder. They are written by a thread of tensorboardX, whose short
+    queue is taken in no more once that thread has died, as of a disk that is full."""
 
     def __init__(self, run: RunFolder, resumed_step: int) -> None:
         self._board = _summary_writer()(
@@ -161,9 +168,6 @@ class TensorBoard:
     def log_metrics(self, what: str, step: int, numbers: Mapping[str, float]) -> None:
         for name, value in numbers.items():
             self._board.add_scalar(_NOT_A_TAG.sub("_", f"{what}/{name}"), value, step)
-
-    def log_status(self, now: RunStatus) -> None:
-        """Nothing: its curves are over steps."""
 
     def close(self) -> None:
         self._board.close()

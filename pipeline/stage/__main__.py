@@ -2,7 +2,7 @@
 
 Started by a launcher, which holds the run's lock and passes a control pipe:
 JSON lines in (`halt`, `dead`), JSON lines out (`live`, `say`, `step`, `eval`,
-`restart`, `micro_batch_tokens`, `over`).
+`restart`, `micro_batch_tokens`, `ending`, `over`).
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from pipeline.stage import build
 from pipeline.stage.environment_calls import pool as environment_pool
 from pipeline.stage.stage import Parts, StageProcess
 from pipeline.system import micro_batch_limit
+from pipeline.system.progress import announce
 from pipeline.system.python_path import user_folder_last
 from pipeline.system.run_folder import RunFolder
 from pipeline.system.terminal_text import printable
@@ -98,6 +99,7 @@ class ControlPipe:
 
 def assemble(args: argparse.Namespace, run: RunFolder) -> Parts:
     """Read everything that the stage needs. Raises the errors of the parts."""
+    announce("reading the data")
     config = load(run.config)
     tokenizer = Tokenizer(Path(config.model))
     if config.learner.reference not in ("", "start"):
@@ -116,12 +118,18 @@ def assemble(args: argparse.Namespace, run: RunFolder) -> Parts:
     return Parts(
         config=config,
         run=run,
-        server=StageServer(args.sockets, listen_keys, args.weights, exposed=config.nodes.expose),
+        server=StageServer(
+            args.sockets,
+            listen_keys,
+            (args.weights, args.spare_weights),
+            exposed=config.nodes.expose,
+        ),
         coordinator=coordinator,
         tokenizer=tokenizer,
         data={"train": train, "eval": held_out.data},
         incarnation=run.next_incarnation(),
         weights=args.weights,
+        spare_weights=args.spare_weights,
         resumed_step=-1,
         notes=(*filter(None, [limit]), *told),
     )
@@ -131,6 +139,7 @@ async def serve(args: argparse.Namespace) -> str:
     run = RunFolder(args.run)
     pipe = ControlPipe(args.control)
     parts = assemble(args, run)
+    announce("starting the workers of rewards")
     async with contextlib.AsyncExitStack() as workers:
         pool = await workers.enter_async_context(
             RewardPool(parts.config.reward, parts.config.workers)
@@ -153,6 +162,7 @@ async def serve(args: argparse.Namespace) -> str:
                 number, stage.halt, f"the stage was asked to end: {number.name}"
             )
         listening = asyncio.create_task(pipe.listen(stage))
+        announce("")
         error = await stage.run()
         listening.cancel()
         pipe.say({"over": error})
@@ -165,6 +175,12 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True, help="the run's folder")
     parser.add_argument("--sockets", type=Path, required=True, help="directory of the sockets")
     parser.add_argument("--weights", type=Path, required=True, help="directory for new weights")
+    parser.add_argument(
+        "--spare-weights",
+        type=Path,
+        required=True,
+        help="directory on the disk, for a version that finds no room in --weights",
+    )
     parser.add_argument("--listen-keys", type=Path, help="key file: where to listen on a network")
     parser.add_argument("--resume", type=Path, help="checkpoint to continue from")
     parser.add_argument("--control", type=int, default=-1, help="descriptor of the control pipe")
@@ -183,6 +199,7 @@ def main() -> None:
         PluginError,
         RewardFailed,
         TransportError,
+        OSError,  # of a disk, a socket or a process that cannot be started
         store.CheckpointError,
         snapshot.SnapshotError,
         trackers.TrackerError,

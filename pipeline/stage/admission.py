@@ -43,6 +43,7 @@ class Admission:
             incarnation=self._parts.incarnation,
             epoch=peer.epoch,
             weights_directory=str(self._parts.weights),
+            spare_directory=str(self._parts.spare_weights),
         )
         self._outbox.send(peer, welcome)
         if peer.state is not PeerState.CONNECTED:

@@ -44,6 +44,7 @@ class Parts:
     data: dict[str, Dataset]  # kind of group (train, eval) -> prompts
     incarnation: int
     weights: Path
+    spare_weights: Path  # on the disk: for a version that finds no room in `weights`
     resumed_step: int  # of the checkpoint that the run continues from, -1 for none
     trackers: list[Tracker] = field(default_factory=list[Tracker])
     notes: tuple[str, ...] = ()  # warnings that this leg of the run begins with

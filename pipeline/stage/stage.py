@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import faulthandler
 import logging
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +34,7 @@ from pipeline.stage.missing_engines import MissingEngines
 from pipeline.stage.outbox import CommandBatch
 from pipeline.stage.peer_failures import PeerMonitor
 from pipeline.stage.peers import Peers
+from pipeline.stage.published_weights import PublishedWeights
 from pipeline.stage.recorded_coordinator import RecordedCoordinator
 from pipeline.stage.scoring import RewardRequests
 from pipeline.stage.status_feed import StatusFeed
@@ -96,7 +96,7 @@ class StageProcess:
         self._arrivals = arrivals_of(self._config)
         self._recorded = RecordedCoordinator(parts, self._warn)
         self._handling = False
-        self._manifests: dict[int, Manifest] = {}
+        self._published = PublishedWeights(parts.weights, parts.spare_weights, self._warn)
         self._tasks: set[asyncio.Task[None]] = set()
         self._saver = Saver(
             self.coordinator,
@@ -117,7 +117,8 @@ class StageProcess:
         )
         self._missing = MissingEngines(self._config.engine.count, self._config.timeouts.log_wait_s)
         self._feed = StatusFeed(
-            self.coordinator, self._peers, pool, self._records, tell_launcher, self._missing
+            *(self.coordinator, self._peers, pool, self._records, tell_launcher),
+            *(self._missing, self._saver),
         )
         self._over = asyncio.Event()
         self.error = ""
@@ -294,7 +295,7 @@ class StageProcess:
             case events.CloseStep(step=step, groups=groups, normaliser=normaliser):
                 self._outbox.to_learners(CloseStep(step=step, groups=groups, normaliser=normaliser))
             case events.LoadWeights(engine=engine, version=version):
-                if (manifest := self._manifests.get(version)) is None:
+                if (manifest := self._published.of(version)) is None:
                     self._fail(f"the learner has published no version {version}", None)
                     return
                 self._outbox.to(engine, LoadWeights(manifest=manifest))
@@ -336,8 +337,8 @@ class StageProcess:
         if peer is None:
             return  # of a peer that was lost and has been asked to end
         peer.heard = now
-        weights, newest = str(self.parts.weights), self.coordinator.core.version
-        if why := translate.role_violation(peer.join, message, weights, newest):
+        places, newest = self._published.places, self.coordinator.core.version
+        if why := translate.role_violation(peer.join, message, places, newest):
             self._peer_monitor.refused("role", peer, why)
             return
         match message:
@@ -356,16 +357,12 @@ class StageProcess:
                 self.halt(f"{peer.name} was asked to end: {why}")
                 return
             case Published(manifest=manifest) | StepDone(manifest=Manifest() as manifest):
-                self._remember(manifest)
+                self._published.remember(manifest)
             case OutOfMemory(tokens=tokens):  # told first: the run ends with the event
                 self._tell_launcher({"micro_batch_tokens": tokens})
             case _:
                 pass
         self.tell(translate.event_of(peer.name, peer.join.rank, message))
-
-    def _remember(self, manifest: Manifest) -> None:
-        self._manifests[manifest.version] = manifest
-        self._manifests = {v: m for v, m in self._manifests.items() if v >= manifest.version - 1}
 
     def _save(self, step: int, version: int) -> None:
         about = {
@@ -381,6 +378,7 @@ class StageProcess:
 
     def _farewell(self) -> None:
         """The result, and the end of every peer."""
+        self._tell_launcher({"ending": self.error})
         if not self.error and not self.coordinator.unfinished:
             try:
                 self._records.result(self.coordinator.outcome(self._training_s))
@@ -393,6 +391,6 @@ class StageProcess:
         self._recorded.close()
         for peer in list(self._peers.by_identity.values()):
             self._outbox.send_best_effort(peer.identity, Shutdown(why=self.error))
-        shutil.rmtree(self.parts.weights, ignore_errors=True)
+        self._published.remove()
         for text in self._records.close():  # last: a tracker may take its time to send what is left
             self._tell_launcher({"say": text})

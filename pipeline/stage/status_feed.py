@@ -12,11 +12,13 @@ from typing import Any
 
 import msgspec
 
+from pipeline.checkpoint.saver import Saver
 from pipeline.coordinator.coordinator import Coordinator
 from pipeline.observability.live_status import PeerStatus, RunStatus, run_status
 from pipeline.observability.recorder import Records
 from pipeline.stage.missing_engines import MissingEngines
 from pipeline.stage.peers import Peers
+from pipeline.wire.messages import SAVE
 from pipeline.workers.pool import RewardPool
 
 
@@ -29,8 +31,9 @@ class StatusFeed:
         records: Records,
         tell_launcher: Callable[[dict[str, Any]], None],
         missing: MissingEngines,
+        saver: Saver,
     ) -> None:
-        self._missing = missing
+        self._missing, self._saver = missing, saver
         self._coordinator, self._peers, self._pool = coordinator, peers, pool
         self._records, self._tell_launcher = records, tell_launcher
 
@@ -40,11 +43,19 @@ class StatusFeed:
         self._records.write_live(now)
         self._tell_launcher({"live": msgspec.to_builtins(now)})
 
+    def _is_writing(self) -> bool:
+        """A rank that has a step's work before the checkpoint does not write yet."""
+        if (waiting := self._saver.waiting) is None:
+            return False
+        doing = {peer.join.rank: peer.activity for peer in self._peers.with_role("learner")}
+        return all(doing.get(rank) == SAVE for rank in waiting)
+
     def _whole(self, training_seconds: float, now: float) -> RunStatus:
         rewards, known = self._pool.statistics(), run_status(self._coordinator, training_seconds)
         return msgspec.structs.replace(
             known,
             time=round(time.time(), 2),
+            checkpoint_writing=self._is_writing(),
             missing={name: round(now - since, 1) for name, since in self._missing.since.items()},
             rewards_queued=rewards.queued,
             rewards_running=rewards.running,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -49,11 +49,11 @@ _SAYS: dict[str, tuple[type, ...]] = {
 """role -> the messages that it may send once it has joined."""
 
 
-def role_violation(join: Join, message: FromPeer, weights: str, newest: int) -> str:
+def role_violation(join: Join, message: FromPeer, weights: Sequence[str], newest: int) -> str:
     """Returns why this peer may not send this message; '' if it may.
 
     Args:
-        weights: the directory that weights are published in.
+        weights: the directories that weights may be published in.
         newest: policy version; -1: none yet.
     """
     what = type(message).__name__
@@ -77,8 +77,8 @@ def role_violation(join: Join, message: FromPeer, weights: str, newest: int) -> 
     if manifest.version != version:
         return f"{what} of version {version} with the manifest of {manifest.version}"
     below, _, name = manifest.directory.rpartition("/")
-    if below != weights or name in ("", ".", ".."):
-        return f"{what}: weights in {manifest.directory!r:.200}, not in {weights}"
+    if below not in weights or name in ("", ".", ".."):
+        return f"{what}: weights in {manifest.directory!r:.200}, not in {' or '.join(weights)}"
     return ""
 
 

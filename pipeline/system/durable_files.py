@@ -6,17 +6,37 @@ the names in it. `System` is the real disk.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 log = logging.getLogger(__name__)
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
-_NO_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.EISDIR, errno.EBADF)
-"""What file systems answer that cannot fsync a directory (CIFS, some FUSE)."""
+_NO_FSYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EISDIR, errno.EBADF)
+"""What file systems answer that cannot fsync, a directory mostly (CIFS, some FUSE, some drivers of
+containers); others are errors of the disk (EIO) or of its room (ENOSPC, EDQUOT)."""
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have an OSError of the inside that names no file, as that of a write does, name this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Write a file whole; text as UTF-8. Raises: OSError that names it."""
+    with naming(path):
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 class Disk(Protocol):
@@ -46,7 +66,7 @@ class System:
     """The disk of the machine. Its errors name the path."""
 
     def __init__(self) -> None:
-        self._warned = False
+        self._warned: set[str] = set()
 
     def mkdir(self, path: Path) -> None:
         path.mkdir(mode=0o700)
@@ -59,15 +79,16 @@ class System:
         try:
             os.fsync(descriptor)
         except OSError as error:
-            directory = stat.S_ISDIR(os.fstat(descriptor).st_mode)
-            if not directory or error.errno not in _NO_FSYNC:
+            what = "a directory" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "a file"
+            if error.errno not in _NO_FSYNC:
                 raise OSError(error.errno, error.strerror, str(path)) from error
-            if not self._warned:  # the names in it are as durable as this file system has them
-                self._warned = True
+            if what not in self._warned:  # all is as durable as this file system has it
+                self._warned.add(what)
                 log.warning(
-                    "%s: this file system cannot fsync a directory (%s): after a loss of power "
-                    "the newest checkpoint may be missing",
+                    "%s: this file system cannot fsync %s (%s): after a loss of power the newest "
+                    "checkpoint may be missing or damaged; an older one is taken then",
                     path,
+                    what,
                     error.strerror,
                 )
         finally:
@@ -88,7 +109,7 @@ SYSTEM = System()
 
 def write_durably(disk: Disk, path: Path, content: bytes) -> None:
     """Write a new file and make its content durable, but not its name."""
-    with disk.create(path) as file:
+    with naming(path), disk.create(path) as file:
         file.write(content)
     make_durable(disk, path)
 

@@ -11,7 +11,7 @@ from typing import Annotated
 import msgspec
 
 from pipeline.system import untrusted_files
-from pipeline.system.durable_files import SYSTEM, make_durable
+from pipeline.system.durable_files import SYSTEM, make_durable, write_file
 from pipeline.system.run_folder import RunError, RunFolder
 
 
@@ -41,7 +41,7 @@ def keep_limit(run: RunFolder, setting: int, tokens: int) -> bool:
     if tokens >= read_limit(run, setting):
         return False
     draft = run.micro_batches.with_name(f".{run.micro_batches.name}")
-    draft.write_bytes(msgspec.json.encode(_Kept(setting, tokens)) + b"\n")
+    write_file(draft, msgspec.json.encode(_Kept(setting, tokens)) + b"\n")
     make_durable(SYSTEM, draft)
     SYSTEM.rename(draft, run.micro_batches)
     SYSTEM.fsync(run.path)

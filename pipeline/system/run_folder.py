@@ -19,7 +19,7 @@ import filelock
 import msgspec
 
 from pipeline.system import untrusted_files
-from pipeline.system.durable_files import SYSTEM
+from pipeline.system.durable_files import SYSTEM, write_file
 from pipeline.system.private_dirs import make_private
 from pipeline.system.temp_dirs import process_mark
 
@@ -96,7 +96,11 @@ class RunFolder:
             raise RunError(self._no_locks(error)) from error
         now = time.strftime("%Y-%m-%d %H:%M:%S")
         owner = _Owner(os.getpid(), now, socket.gethostname(), process_mark(os.getpid()))
-        self._owner.write_bytes(msgspec.json.encode(owner))
+        try:
+            write_file(self._owner, msgspec.json.encode(owner))
+        except OSError:
+            self._lock.release()
+            raise
 
     def _no_locks(self, error: Exception) -> str:
         why = getattr(error, "strerror", None) or str(error)
@@ -150,10 +154,8 @@ class RunFolder:
         except (untrusted_files.UnreadableFile, ValueError):
             last = 0
         temporary = path.with_suffix(".tmp")
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(str(last + 1))
-            file.flush()
-            os.fsync(file.fileno())
+        write_file(temporary, str(last + 1))
+        SYSTEM.fsync(temporary)
         temporary.rename(path)
         return last + 1
 

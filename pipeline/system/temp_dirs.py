@@ -14,9 +14,13 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from pipeline.system.durable_files import write_file
 from pipeline.system.private_dirs import is_ours, make_private
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  only a 0700 directory of our own below it
+_SHORT = Path("/tmp")  # noqa: S108  only a 0700 directory of our own below it
+SOCKET_PATH = 107
+"""Bytes of a Unix socket's path."""
 _OWNER = ".owner"
 _START = 19  # field of /proc/PID/stat, counted after the name in parentheses
 
@@ -65,12 +69,24 @@ def own_directory(tail: str, base: Path | None = None, owner: int | None = None)
     return directory
 
 
+def socket_directory() -> Path:
+    """Make a 0700 directory of this process for sockets, whose paths may have 107 bytes: where the
+    temporary directory is a long one (a cluster's, of a job), in the system's own.
+
+    Raises: OSError.
+    """
+    base = Path(tempfile.gettempdir())
+    longest = len(os.fsencode(base / name_of(1 << 22, "xxxxxxxx-run/control")))
+    return own_directory("run", None if longest <= SOCKET_PATH else _SHORT)
+
+
 def shared_directory(owner: int, tail: str) -> Path:
     """Make the 0700 directory in memory that children of `owner` share by its name.
 
     Raises: PermissionError if another user made it first.
     """
-    base = SHARED_MEMORY if SHARED_MEMORY.is_dir() else Path(tempfile.gettempdir())
+    writable = SHARED_MEMORY.is_dir() and os.access(SHARED_MEMORY, os.W_OK | os.X_OK)
+    base = SHARED_MEMORY if writable else Path(tempfile.gettempdir())
     directory = base / name_of(owner, tail)
     make_private(directory)
     sign_owner(directory, owner)
@@ -78,12 +94,8 @@ def shared_directory(owner: int, tail: str) -> Path:
 
 
 def sign_owner(directory: Path, owner: int) -> None:
-    """Write down the owner of a directory. Raises OSError that names the file."""
-    path = directory / _OWNER
-    try:
-        path.write_text(f"{_pid_namespace()} {_started(owner)}")
-    except OSError as error:  # that of a write names no file
-        raise OSError(error.errno, error.strerror, str(path)) from error
+    """Write down the owner of a directory."""
+    write_file(directory / _OWNER, f"{_pid_namespace()} {_started(owner)}")
 
 
 def remove_orphans(*more: Path) -> list[Path]:
@@ -103,7 +115,7 @@ def remove_orphans(*more: Path) -> list[Path]:
 
 
 def _left(more: Iterable[Path]) -> Iterator[Path]:
-    for base in dict.fromkeys((SHARED_MEMORY, Path(tempfile.gettempdir()), *more)):
+    for base in dict.fromkeys((SHARED_MEMORY, Path(tempfile.gettempdir()), _SHORT, *more)):
         for left in base.glob(f"darts-{os.getuid()}-*-*"):
             if is_ours(left):
                 yield left

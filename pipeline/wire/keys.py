@@ -16,9 +16,11 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
+from pipeline.system.durable_files import naming
+from pipeline.system.temp_dirs import SOCKET_PATH
 from pipeline.system.untrusted_files import BROKEN
 
-IPC_LIMIT = 107  # bytes of a Unix socket path
+IPC_LIMIT = SOCKET_PATH
 _Z85 = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]{40}$")]  # 32 bytes
 
 
@@ -80,7 +82,10 @@ def addresses(directory: Path) -> tuple[str, str]:
     """Return control and data address in `directory`. Raises TransportError if too long."""
     found = [f"ipc://{directory}/{name}" for name in ("control", "data")]
     if len(os.fsencode(found[0])) - len("ipc://") > IPC_LIMIT:
-        raise TransportError(f"{directory}: longer than a Unix socket path may be ({IPC_LIMIT})")
+        raise TransportError(
+            f"{directory}: longer than a Unix socket path may be ({IPC_LIMIT}); set TMPDIR to a "
+            "shorter one"
+        )
     return found[0], found[1]
 
 
@@ -96,7 +101,7 @@ def write_private(path: Path, content: ListenKeys | PeerKeys) -> Path:
     """Write a file that only its owner may read; replaces an existing one."""
     descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")  # 0600
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with naming(path), os.fdopen(descriptor, "wb") as file:
             file.write(msgspec.json.encode(content))
         os.rename(draft, path)
     except BaseException:

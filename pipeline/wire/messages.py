@@ -30,7 +30,7 @@ from pipeline.wire.fields import (
     Words,
 )
 
-PROTOCOL = 7
+PROTOCOL = 8
 """Grows with every change of a message; peers of another version are refused."""
 
 Ints = npt.NDArray[np.int32]
@@ -122,6 +122,7 @@ class Heartbeat(Message, frozen=True, kw_only=True):
 FORWARD_BACKWARD, OLD_LOGPROBS = "forward and backward", "old and reference logprobs"
 CLOSE, CLOSE_WITH_PASSES = "optimizer step", "passes and optimizer steps"
 PUBLISH = "publishing weights"
+SAVE = "writing a checkpoint"
 
 
 class Spans(Message, frozen=True, kw_only=True):
@@ -224,6 +225,7 @@ class Welcome(Message, frozen=True, kw_only=True):
     incarnation: Count
     epoch: Count
     weights_directory: str
+    spare_directory: str = ""  # for a version that finds no room there; '': none
 
 
 class Refused(Message, frozen=True, kw_only=True):

@@ -14,13 +14,14 @@ import contextlib
 import fcntl
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import zmq
 import zmq.asyncio
 
 from pipeline.system.descriptors import open_share
+from pipeline.system.durable_files import naming
 from pipeline.system.private_dirs import make_private
 from pipeline.wire.codec import decode_from_peer, encode_message
 from pipeline.wire.curve_auth import HANDSHAKE_MS, CurveAuth, socket_options
@@ -44,7 +45,7 @@ class StageServer:
     Args:
         directory: holds the sockets for this machine's peers.
         listen_keys: where else to listen, and the allowed keys; None: this machine only.
-        weights: directory of published weights, sent to peers of other machines.
+        weights: directories of published weights, sent to peers of other machines.
         exposed: the stage may listen on every interface of the machine.
     """
 
@@ -52,7 +53,7 @@ class StageServer:
         self,
         directory: Path,
         listen_keys: ListenKeys | None = None,
-        weights: Path | None = None,
+        weights: Sequence[Path] = (),
         *,
         exposed: bool = False,
     ) -> None:
@@ -76,14 +77,16 @@ class StageServer:
         """Lock the directory and bind. Raises TransportError."""
         control, data = addresses(self.directory)
         try:
-            make_private(self.directory)
-            # First: a second bind on an ipc path succeeds, and takes the traffic.
-            self._lock = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with naming(self.directory):
+                make_private(self.directory)
+                # First: a second bind on an ipc path succeeds, and takes the traffic.
+                self._lock = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise TransportError(f"{self.directory}: another stage is serving there") from error
         except OSError as error:
-            raise TransportError(str(error)) from error
+            cure = "set TMPDIR to a directory on a disk of this machine, which has locks"
+            raise TransportError(f"no place for sockets: {error}; {cure}") from error
         for socket in (self._router, self._pull):
             socket_options(socket)
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
@@ -161,7 +164,7 @@ class StageServer:
     async def serve_peers(self) -> None:
         """Answer handshakes and send weights, for ever. Without it no peer can connect over TCP."""
         serving = [] if self.curve_auth is None else [self.curve_auth.serve_handshakes()]
-        if self._bulk is not None and self._weights is not None:
+        if self._bulk is not None and self._weights:
             serving.append(WeightServer(self._bulk, self._weights).serve_pieces())
         await asyncio.gather(*serving)
         await asyncio.Event().wait()  # this machine only: nothing to serve

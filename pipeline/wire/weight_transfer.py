@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -60,11 +60,11 @@ class WeightServer:
 
     Args:
         socket: a ROUTER, bound.
-        directory: where versions are published, `vN/model.safetensors`.
+        directories: where versions are published, `vN/model.safetensors`.
     """
 
-    def __init__(self, socket: zmq.asyncio.Socket, directory: Path) -> None:
-        self._socket, self._directory = socket, directory
+    def __init__(self, socket: zmq.asyncio.Socket, directories: Sequence[Path]) -> None:
+        self._socket, self._directories = socket, directories
         self._maps: dict[tuple[int, int], mmap.mmap] = {}  # (version, inode)
         self.refused = 0
         """Number of invalid requests."""
@@ -89,7 +89,8 @@ class WeightServer:
 
     def _view(self, version: int) -> memoryview | None:
         """Map a version's file; None: there is none."""
-        path = self._directory / f"v{version}" / FILE
+        paths = [directory / f"v{version}" / FILE for directory in self._directories]
+        path = next((path for path in paths if path.is_file()), paths[0])
         try:
             with path.open("rb") as file:
                 key = (version, path.stat().st_ino)

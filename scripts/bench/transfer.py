@@ -67,7 +67,7 @@ def serve_weights(keys: Path, weights: Path) -> None:
     """Serves the weights as the stage does, until it is killed."""
 
     async def attend() -> None:
-        server = StageServer(keys.parent / "sockets", read_private(keys, ListenKeys), weights)
+        server = StageServer(keys.parent / "sockets", read_private(keys, ListenKeys), [weights])
         server.open_sockets()
         await server.serve_peers()
 

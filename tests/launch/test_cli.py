@@ -157,6 +157,16 @@ def test_resume_of_what_is_no_run_exits_2_with_a_sentence(folder: str) -> None:
     assert "Traceback" not in result.output
 
 
+def test_a_home_that_the_shell_has_left_in_a_path_is_the_users(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert f"{tmp_path}/nowhere/config.yaml" in darts("train", "--resume=~/nowhere").output
+    assert (
+        "~nobody-of-this-name/x/config" in darts("train", "--resume=~nobody-of-this-name/x").output
+    )
+
+
 HOLDER = """
 import sys, time
 from pathlib import Path

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 import xxhash
-from safetensors.torch import load_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from learner import lora
+from learner import lora, weights
 from learner.build import load_model
 from learner.rounded_weights import is_rounded
-from learner.weights import WeightPublisher, probe_logprobs, probe_tokens, weights_checksum
+from learner.weights import (
+    PublishError,
+    WeightPublisher,
+    probe_logprobs,
+    probe_tokens,
+    weights_checksum,
+)
 from pipeline.config.schema import LoraConfig
 from tests.learner.ranks import ROOT, VOCABULARY, make_model
 
@@ -163,3 +171,58 @@ def test_an_adapter_that_is_not_merged_is_not_published(
     with pytest.raises(lora.LoraError, match="the adapter is not in the weight"):
         publisher.publish_version(net, 1, {})
     assert sorted(path.name for path in (tmp_path / "w").iterdir()) == ["v0"]
+
+
+def no_room(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have nothing be free in this directory."""
+
+    class Usage(NamedTuple):
+        free: int
+
+    monkeypatch.setattr(
+        weights.shutil, "disk_usage", lambda path: Usage(0 if path == directory else 1 << 40)
+    )
+
+
+@pytest.mark.fault("memory is full when weights are published", part="learner", by="file")
+def test_a_version_without_room_in_memory_lies_on_the_disk(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Promise: somebody else has filled /dev/shm: the version is published in the run's folder,
+    people are told so, and the run goes on; the next one is in memory again if there is room.
+    Bound: that version.
+    """
+    net = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    memory, disk = tmp_path / "memory", tmp_path / "disk"
+    publisher = WeightPublisher(memory, [3] * 40, spare=disk)
+    places = [Path(publisher.publish_version(net, 0, {}).directory)]
+    no_room(memory, monkeypatch)
+    for version in (1, 2):
+        manifest = publisher.publish_version(net, version, {})
+        places.append(Path(manifest.directory))
+        assert manifest.checksum == weights_checksum(places[-1] / "model.safetensors")
+    no_room(disk, monkeypatch)
+    places.append(Path(publisher.publish_version(net, 3, {}).directory))
+    assert places == [memory / "v0", disk / "v1", disk / "v2", memory / "v3"]
+    assert [p.name for place in (memory, disk) for p in place.iterdir()] == ["v3", "v2"]
+
+
+def test_an_error_while_a_version_is_written_leaves_nothing_and_takes_the_spare_place(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    memory, disk = tmp_path / "memory", tmp_path / "disk"
+
+    def save(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
+        path.write_bytes(b"half of it")
+        if path.is_relative_to(memory):
+            raise SafetensorError("No space left on device (os error 28)")
+        save_file(tensors, path, metadata)
+
+    monkeypatch.setattr(weights, "save_file", save)
+    manifest = WeightPublisher(memory, [3] * 40, spare=disk).publish_version(net, 4, {})
+    assert manifest.directory == str(disk / "v4")
+    assert not list(memory.iterdir())
+    monkeypatch.setattr(weights, "save_file", lambda *_, **__: os.stat(tmp_path / "none"))
+    with pytest.raises(PublishError, match="version 5 found no room: .*memory.*disk.*make room"):
+        WeightPublisher(memory, [3] * 40, spare=disk).publish_version(net, 5, {})

@@ -243,6 +243,7 @@ async def stage(folder: Path) -> AsyncIterator[tuple[StageProcess, Parts]]:
         data={"train": train, "eval": held_out.data},
         incarnation=1,
         weights=weights,
+        spare_weights=folder / "spare",
         resumed_step=-1,
     )
     parts.server.open_sockets()

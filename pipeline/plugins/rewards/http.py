@@ -9,9 +9,11 @@ of early. At most `workers.count` requests are under way, each of at most `batch
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import time
+import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -94,7 +96,13 @@ class Http:
         headers = {"Content-Type": "application/json"}
         if options.bearer_env:
             headers["Authorization"] = f"Bearer {os.environ[options.bearer_env]}"
-        self._client = httpx.Client(headers=headers, timeout=options.timeout_s)
+        # A proxy of the environment has another loopback than this machine.
+        own = _is_loopback(httpx.URL(options.url).host)
+        self._client = httpx.Client(headers=headers, timeout=options.timeout_s, trust_env=not own)
+        self._cure = "start the server, or mend reward.http.url"
+        if not own and (proxies := urllib.request.getproxies_environment()):
+            names = ", ".join(f"{name}_proxy" for name in proxies if name != "no")
+            self._cure += f", or name its host in no_proxy (set here: {names})" if names else ""
         self.score_all([])
 
     def complaint(self, sample: Sampled) -> str:
@@ -121,8 +129,7 @@ class Http:
                 if pause_s is None:
                     why = str(error) or type(error).__name__
                     raise ServerError(
-                        f"{self._shown}: {why} (after {self._options.tries} tries); "
-                        "start the server, or mend reward.http.url"
+                        f"{self._shown}: {why} (after {self._options.tries} tries); {self._cure}"
                     ) from error
                 time.sleep(pause_s)
         raise AssertionError("the last pause is None")
@@ -161,6 +168,18 @@ class Http:
         if len(found) != count:
             raise ServerError(f"{url}: {len(found)} scores for {count} samples; {rule}, one each")
         return found
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether a host is this machine's own loopback.
+
+    >>> [_is_loopback(host) for host in ("localhost", "127.0.0.2", "::1", "judge", "10.0.0.1")]
+    [True, True, True, False, False]
+    """
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _shown(url: str) -> str:

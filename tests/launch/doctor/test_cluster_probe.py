@@ -32,7 +32,7 @@ from launch.doctor.cluster_report import (
     cluster_problems,
     cluster_table,
 )
-from launch.launcher.local import LOOPBACK, free_port
+from launch.launcher.ports import LOOPBACK, free_port
 from launch.torchrun.rendezvous import SharedSecret
 from pipeline.config.load import load
 from scripts.bench.namespaces import Machines, Started, two_machines, why_not

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 
 from launch.launcher import local
+from launch.launcher import ports as ports_of
 from launch.launcher.processes import end_all, engine_environment
 from pipeline.config.load import load
 from pipeline.system import temp_dirs
@@ -27,6 +30,77 @@ def test_weights_go_below_the_run_when_memory_is_short(
     run = RunFolder(tmp_path / "run")
     run.make_folders()
     assert local.weights_directory(run, need_bytes=1).parent == run.path
+
+
+@pytest.mark.fault("/dev/shm cannot be written", part="people", by="file")
+def test_weights_go_below_the_run_where_nobody_may_write_into_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Promise: a run starts all the same: its weights are in its folder.
+    Bound: at its start.
+    """
+    run = RunFolder(tmp_path / "run")
+    run.make_folders()
+    own = temp_dirs.own_directory
+
+    def closed(tail: str, base: Path) -> Path:
+        if base == temp_dirs.SHARED_MEMORY:
+            raise PermissionError(13, "Permission denied", str(base))
+        return own(tail, base)
+
+    monkeypatch.setattr(temp_dirs, "own_directory", closed)
+    assert local.weights_directory(run, need_bytes=1).parent == run.path
+
+
+def test_who_leaves_with_the_runs_own_reason_is_no_reason_for_it(tmp_path: Path) -> None:
+    """Trackers may take seconds at the end; peers that were sent away have ended by then."""
+    run, view = RunFolder(tmp_path / "run"), Heard()
+    run.make_folders()
+    launcher = local.Launcher(load(ROOT / "configs" / "quickstart.yaml"), run, view)
+    engine, pipe = launcher.children["e0"], launcher._theirs
+    said = "import os; print('e0: stopping: no checkpoint', flush=True); os._exit(1)"
+    engine.command = ["timeit", "-n", "1", "-s", said, "pass"]
+    engine.start()
+    while engine.running:
+        time.sleep(0.02)
+    pipe.sendall(b'{"ending": "no checkpoint"}\n')
+    launcher._receive()
+    launcher._watch_children()
+    pipe.sendall(b'{"over": "no checkpoint"}\n')
+    launcher._receive()
+    launcher._report_dead_child()
+    assert [line for line in view.lines if "say" in line] == []
+    assert engine.next_start == 0.0
+    launcher._ours.close()
+    pipe.close()
+    shutil.rmtree(launcher.weights)
+    shutil.rmtree(launcher.sockets)
+
+
+class Failing:
+    """A child that this machine cannot start now."""
+
+    name, next_start = "e0", 0.0
+
+    def start(self) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+
+@pytest.mark.fault("no process can be started for an engine", part="engines", by="direct")
+def test_an_engine_that_cannot_be_started_now_is_tried_again(tmp_path: Path) -> None:
+    """Promise: it is told with the reason, and tried again; the others carry on.
+    Bound: 10 s between two tries.
+    """
+    run, view, child = RunFolder(tmp_path / "run"), Heard(), Failing()
+    run.make_folders()
+    launcher = local.Launcher(load(ROOT / "configs" / "quickstart.yaml"), run, view)
+    launcher._start_again(child, 5.0)  # pyright: ignore[reportArgumentType]
+    assert child.next_start == 15.0
+    assert "e0 cannot be started: [Errno 11] Resource" in view.lines[0]["say"]
+    launcher._ours.close()
+    launcher._theirs.close()
+    shutil.rmtree(launcher.weights)
+    shutil.rmtree(launcher.sockets)
 
 
 class Heard:
@@ -112,6 +186,37 @@ def test_sockets_of_vllm_lie_where_the_run_removes_them(
     assert engine_environment(Path("/" + "x" * 71)) == {}, "too long for a socket below it"
 
 
+@pytest.mark.fault("a last checkpoint takes longer than the end may", part="people", by="process")
+@pytest.mark.parametrize("writing", [True, False])
+def test_a_checkpoint_that_is_being_written_is_waited_for(tmp_path: Path, writing: bool) -> None:
+    """Promise: also the first one of a run, whose time nobody knows: as long as every rank that is
+    waited for writes, the end waits, says so, and a second Ctrl-C ends it at once. A rank that
+    does something else is not waited for.
+    Bound: `timeouts.checkpoint_s`.
+    """
+    run, view = RunFolder(tmp_path / "run"), Heard()
+    run.make_folders()
+    launcher = local.Launcher(load(ROOT / "configs" / "quickstart.yaml"), run, view)
+    stage, pipe = launcher.children["stage"], launcher._theirs
+    stage.command = ["timeit", "-n", "1", "-s", "import time; time.sleep(60)", "pass"]
+    stage.start()
+    pipe.sendall(json.dumps({"live": {"checkpoint_writing": writing}}).encode() + b"\n")
+    over = threading.Timer(1.0, pipe.sendall, [b'{"over": ""}\n'])
+    over.start()
+    launcher._interrupt(signal.SIGINT, None)
+    launcher._deadline = time.monotonic()
+    launcher._serve()
+    over.join()
+    end_all([stage], 0.0)
+    launcher._ours.close()
+    pipe.close()
+    shutil.rmtree(launcher.weights)
+    shutil.rmtree(launcher.sockets)
+    told = [line["say"] for line in view.lines if "say" in line]
+    assert (launcher.error == "") == writing
+    assert any("is still being written" in text for text in told) == writing
+
+
 def test_a_third_interrupt_kills_who_has_not_left_yet(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
     run.make_folders()
@@ -144,6 +249,6 @@ def test_ports_of_a_job_are_none_that_a_connection_is_given() -> None:
     """The learner listens seconds after its port was chosen: meanwhile another process may connect
     to something, from whatever port the system gives it."""
     low, _ = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
-    ports = [port for _ in range(50) for port in local.free_ports(local.LOOPBACK, 4)]
+    ports = [port for _ in range(50) for port in ports_of.free_ports(ports_of.LOOPBACK, 4)]
     assert all(1024 < port < int(low) for port in ports)
     assert len(set(ports)) > 150, "drawn anew each time"

@@ -90,9 +90,12 @@ async def test_a_rank_that_never_answers_is_named(tmp_path: Path) -> None:
     Bound: when the coordinator says so, after `timeouts.checkpoint_s`.
     """
     bureau = Bureau(tmp_path)
+    assert bureau.saver.waiting is None
     save = bureau.begin()
     bureau.saver.rank_saved(Path(save.directory), 0, "")
+    assert bureau.saver.waiting == {1}
     bureau.saver.give_up(300.0)
+    assert bureau.saver.waiting is None
     [ended] = bureau.ended
     assert ended.error == "no answer from ranks [1] within 300 s"
     assert list(tmp_path.iterdir()) == []

@@ -252,6 +252,16 @@ def test_a_line_that_finds_room_in_three_pieces_is_no_whole_one_before_the_last(
     assert file.size == 52
 
 
+def test_a_file_that_cannot_be_opened_yet_gets_its_lines_later(run: RunFolder) -> None:
+    file = JsonlWriter(run.path / "later" / "metrics.jsonl")
+    file.write(b"1\n")
+    file.flush()
+    assert (file.full, file.size) == ("No such file or directory", 0)
+    (run.path / "later").mkdir()
+    file.close()
+    assert (file.full, file.size, file.lost) == ("", 2, 0)
+
+
 def test_samples_that_find_no_room_end_no_run(
     run: RunFolder, records: Records, caplog: pytest.LogCaptureFixture
 ) -> None:

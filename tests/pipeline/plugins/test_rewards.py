@@ -438,6 +438,21 @@ def judged(sample: dict[str, Any]) -> Any:
     }[sample["response"]]
 
 
+@pytest.mark.fault("a proxy stands in the environment", part="rewards", by="socket")
+def test_http_asks_no_proxy_for_this_machine_and_names_one_that_may_be_in_the_way(
+    serve: Any, monkeypatch: pytest.MonkeyPatch
+):
+    """Promise: a reward server on the loopback is asked directly; where another host is asked by a
+    proxy in vain, the message names the variable and no_proxy.
+    Bound: at the first request.
+    """
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    server = serve(scores(lambda sample: 0.5))
+    assert reward("http", url=server.url).score(sample_of("number")) == 0.5
+    with pytest.raises(Exception, match=r"or name its host in no_proxy \(set here: http_proxy\)"):
+        reward("http", url="http://judge.invalid:80/score", tries=1, pause_s=0.0)
+
+
 def test_http_sends_what_is_needed_and_reads_numbers_parts_null_and_errors(serve: Any):
     server = serve(scores(judged))
     asks = reward("http", url=server.url)

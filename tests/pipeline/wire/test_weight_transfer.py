@@ -38,7 +38,7 @@ async def peer_keys(tmp_path: Path) -> AsyncIterator[PeerKeys]:
         keys=SERVER,
         allowed={E0.public: KeyOwner("engine", "e0")},
     )
-    server = StageServer(tmp_path / "s", listen_keys, published.parent)
+    server = StageServer(tmp_path / "s", listen_keys, [published.parent])
     server.open_sockets()
     serving = asyncio.create_task(server.serve_peers())
     yield PeerKeys(control=control, data=data, weights=weights, server=SERVER.public, keys=E0)

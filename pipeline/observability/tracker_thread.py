@@ -1,9 +1,10 @@
-"""Keeps a tracker that talks to somebody else's server on a thread of its own, within limits.
+"""Keeps a tracker, which is somebody else's library, on a thread of its own, within limits.
 
-Its library may wait for a network that is gone, for minutes at the start, in a run or at the end.
-The run waits for a limited time at the start and at the end, and for nothing in between: figures
-queue up, and what goes wrong is told once and leaves the tracker out. Only a refusal that comes at
-once (no such package, no login) keeps a run from starting.
+It may wait for a network that is gone, for a disk that is full or for a thread of its own that has
+died: for minutes at the start, in a run or at the end. The run waits for a limited time at the
+start and at the end, and for nothing in between: figures queue up, and what goes wrong is told
+once and leaves the tracker out. Only a refusal that comes at once (no such package, no login)
+keeps a run from starting.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import contextlib
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
@@ -24,11 +26,13 @@ CONNECT_S = 5.0
 """How long the start of a run waits for a tracker that says neither yes nor no."""
 CLOSE_S = 5.0
 """How long the end of a run waits for what is still to be sent."""
+STUCK_S = 60.0
+"""After so long in one call it is told that the tracker takes nothing."""
 MOST_QUEUED = 10_000
-"""Steps and evaluations that wait for a server; later ones are left out, and counted."""
+"""Steps and evaluations that wait for a tracker; later ones are left out, and counted."""
 
 
-class Remote(Protocol):
+class SlowTracker(Protocol):
     """A tracker that may wait as long as it likes."""
 
     def log_metrics(self, what: str, step: int, numbers: Mapping[str, float]) -> None: ...
@@ -36,26 +40,29 @@ class Remote(Protocol):
     def close(self) -> None: ...
 
 
-class RemoteTracker:
+class TrackerThread:
     """Args:
     key: its setting, for messages.
     make: connects; raises TrackerError.
+    needed: a refusal at once keeps the run from starting; else the run goes on without.
     """
 
-    def __init__(self, key: str, make: Callable[[], Remote]) -> None:
+    def __init__(self, key: str, make: Callable[[], SlowTracker], *, needed: bool = True) -> None:
         self._key, self._make = key, make
         self._queue: queue.Queue[tuple[str, int, dict[str, float]] | None]
         self._queue = queue.Queue(MOST_QUEUED)
         self._connected, self._ended = threading.Event(), threading.Event()
         self._refusal: TrackerError | None = None
-        self._late = False
+        self._late = not needed
         self._left_out = 0
+        self._called = 0.0  # since when it is in the present call; 0.0: it is in none
+        self._told_stuck = False
         self._news: queue.SimpleQueue[str] = queue.SimpleQueue()
         threading.Thread(target=self._run, name=key, daemon=True).start()
         if not self._connected.wait(CONNECT_S):
             self._late = True
             self._tell(f"has not answered for {CONNECT_S:g} s; the run goes on, its figures wait")
-        elif self._refusal is not None:
+        elif self._refusal is not None and needed:
             raise self._refusal
 
     def log_metrics(self, what: str, step: int, numbers: Mapping[str, float]) -> None:
@@ -82,6 +89,10 @@ class RemoteTracker:
 
     def news(self) -> list[str]:
         """What is to be told to people since the last call."""
+        called = self._called
+        if called and not self._told_stuck and time.monotonic() - called > STUCK_S:
+            self._told_stuck = True
+            self._tell(f"has taken nothing for {STUCK_S:g} s; the run goes on, its figures wait")
         found: list[str] = []
         with contextlib.suppress(queue.Empty):
             while True:
@@ -97,21 +108,24 @@ class RemoteTracker:
             made = self._make()
         except BaseException as error:  # somebody else's library; it may even want to exit
             refusal = error if isinstance(error, TrackerError) else TrackerError(
-                f"{self._key}: {type(error).__name__}: {error!s:.500}; leave it empty"
+                f"{self._key}: {type(error).__name__}: {error!s:.500}; or run without it"
             )  # fmt: skip
             self._refusal = refusal
             self._ended.set()
             self._connected.set()
             if self._late:
-                self._tell(f"is left out: {refusal}")
+                self._tell("is left out: " + str(refusal).removeprefix(f"{self._key}: "))
             return
         self._connected.set()
         try:
             while (item := self._queue.get()) is not None:
+                self._called = time.monotonic()
                 made.log_metrics(*item)
+                self._called = 0.0
             made.close()
         except BaseException as error:  # of its network, its disk, its server
             log.warning("%s", self._key, exc_info=error)
             self._tell(f"failed and gets no more figures: {type(error).__name__}: {error!s:.300}")
         finally:
+            self._called = 0.0
             self._ended.set()
