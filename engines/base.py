@@ -7,6 +7,7 @@ engine only samples. All methods run on the worker's event loop.
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Protocol
@@ -38,6 +39,24 @@ class Delta(msgspec.Struct, frozen=True):
     version: int | None = None  # None: the version that the worker loaded last
     score: float | None = None  # of the response so far, on a scale of the engine's own; None: none
     remaining: float | None = None  # tokens that it expects after these; None: it does not predict
+
+
+def tokens_of_value(value: float, gamma: float) -> float:
+    """What a length value head says, as tokens still to come (`Delta.remaining`).
+
+    Each token costs 1 - gamma, so that l of them are worth -(1 - gamma^l). The inverse of a mean is
+    below the mean length.
+
+    Args:
+        value: in (-1, 0].
+        gamma: discount that the head was trained with, below 1: .997, or .999 for 32k tokens.
+
+    Source: LenVM, arXiv 2604.27039.
+
+    >>> round(tokens_of_value(-0.259516, gamma=0.997))
+    100
+    """
+    return math.log1p(value) / math.log(gamma)
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):

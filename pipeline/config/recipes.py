@@ -203,6 +203,7 @@ def _installed_settings(name: str, problems: list[str]) -> Branch:
 ACTS_ON = {
     "prompts": "which prompts come next, and when",
     "budget": "how many candidates a prompt gets, and how long they may be",
+    "placement": "which response gets an engine's slot, and when",
     "stop": "when sampling ends: of a response, of a group, of a step",
     "select": "which candidates and groups are trained on",
     "learn": "advantages, loss and optimizer",

@@ -14,7 +14,9 @@ from msgspec import Meta
 from pipeline.config import setting_types as allowed
 from pipeline.config.debug import DebugConfig
 from pipeline.config.metrics import MetricsConfig
+from pipeline.config.nodes import NodesConfig
 from pipeline.config.pace import EnginePace, LearnerPace, WeightsConfig, paced_text
+from pipeline.config.placement import PlacementConfig
 from pipeline.config.setting_types import Plugin, Section
 from pipeline.config.timeouts import TimeoutsConfig
 from pipeline.plugins.ranges import (
@@ -101,6 +103,10 @@ class StepConfig(Section, frozen=True, kw_only=True):
     none."""
     keep_versions: PositiveInt = 4
     """Versions that a token of a kept group may be behind the newest weights."""
+    hold: Annotated[float, zero_or(1, zero="any number")] = 0.0
+    """A selector that holds groups back with too few candidates (`pilot_commit`) has at most
+    hold x prompts of them, those included of which it has yet to judge; no prompt is opened beyond
+    that. 0: any number."""
 
 
 class GroupConfig(Section, frozen=True, kw_only=True):
@@ -335,23 +341,6 @@ class AuditConfig(Section, frozen=True, kw_only=True):
     than this on average, up or down, from its advantage among all candidates. 0: never."""
 
 
-class NodesConfig(Section, frozen=True, kw_only=True):
-    learners: Literal["first", "spread"] = "first"
-    """Ranks of torchrun that are learners: the `first` ones, or `spread` over the machines as
-    evenly as possible, each machine's first ranks. The others are engines."""
-    interface: allowed.NetworkInterface = ""
-    """Network interface (eth1) or address of rank 0's machine where the stage listens for other
-    machines. Empty: the address that torchrun gave as MASTER_ADDR."""
-    port: Annotated[int, zero_or(1024, 65532)] = 0
-    """First of the four TCP ports of rank 0's machine that other machines must reach: control,
-    tokens, weights, and where the learner ranks meet. 0: any that are free."""
-    expose: bool = False
-    """Allow an `interface` that is all of them (0.0.0.0)."""
-    patience_s: PositiveFloat = 30.0
-    """Seconds that a learner rank may be silent while the link to it is cut. (An engine is lost
-    after `timeouts.heartbeat_s`; others continue its work, and it joins again.)"""
-
-
 class Config(Section, frozen=True, kw_only=True):
     model: str
     """Directory of any Hugging Face causal LM with its tokenizer."""
@@ -383,6 +372,7 @@ class Config(Section, frozen=True, kw_only=True):
     workers: WorkersConfig = WorkersConfig()
     learner: LearnerConfig = LearnerConfig()
     engine: EngineConfig = EngineConfig()
+    placement: PlacementConfig = PlacementConfig()
     weights: WeightsConfig = WeightsConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()

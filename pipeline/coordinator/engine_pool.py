@@ -177,6 +177,11 @@ class EnginePool:
             heapq.heappop(self._free)
         return None
 
+    def by_share(self) -> list[EngineState]:
+        """Engines with a free slot in the order of `emptiest`; costs as much as there are."""
+        free = (engine for engine in self.serving.values() if len(engine.legs) < engine.slots)
+        return sorted(free, key=lambda engine: (len(engine.legs) / engine.slots, engine.name))
+
     def _below_of(self, engine: EngineState) -> int:
         return max(0, min(engine.slots, self._knee) - len(engine.legs))
 

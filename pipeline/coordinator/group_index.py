@@ -79,6 +79,13 @@ class GroupIndex:
         return len(self._held)
 
     @property
+    def small(self) -> int:
+        """Open groups that are held, or have fewer candidates than members wanted and may come to
+        be. Costs as much as there are open ones."""
+        open_ones = self._in[GroupState.OPEN].values()
+        return sum(group.held or group.sampled < group.size for group in open_ones)
+
+    @property
     def taken(self) -> int:
         """Groups that the open step trains on."""
         return sum(self.counts[state] for state in TAKEN_STATES)

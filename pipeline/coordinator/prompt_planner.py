@@ -14,7 +14,14 @@ from pipeline.coordinator.groups import OPEN_STATES, UNENDED, Group, TrajectoryS
 from pipeline.coordinator.scheduler import Scheduler
 from pipeline.coordinator.state import CoordinatorState, PluginFault, plugin_guard
 from pipeline.plugins.actions import Allocation, Plan
-from pipeline.plugins.views import BudgetView, OpenView, PlanView, PromptView, all_of_them
+from pipeline.plugins.views import (
+    BudgetView,
+    OpenView,
+    PlanView,
+    PredictedLengths,
+    PromptView,
+    all_of_them,
+)
 
 _FEW = 32
 """Open groups up to which top-up is asked for at every change."""
@@ -180,8 +187,11 @@ class PromptPlanner:
             given = core.plugins.budget.top_up([self._view(group) for group in groups], idle)
             check_top_up(core, given, idle, free=on_rewards)
         for group, count in given:
-            core.hold(core.groups[group], False)
+            if core.groups[group].held:
+                core.hold(core.groups[group], False)
+                core.needs_update = True  # there is room to hold another
             self._group_manager.add_members(core.groups[group], count)
+            core.stats.topped_up += count
             core.report(
                 "decision",
                 group=group,
@@ -211,6 +221,15 @@ class PromptPlanner:
             rewards=tuple(m.reward for m in group.members if m.reward is not None),
             held=group.held,
             note=group.note,
+            predicted=lambda: self._predicted(group),
+        )
+
+    def _predicted(self, group: Group) -> PredictedLengths:
+        forecast = self._core.forecast
+        unended = [m for m in group.members if m.state in UNENDED]
+        return PredictedLengths(
+            unended=tuple(sorted(forecast.expected(m, group.prompt) for m in unended)),
+            fresh=forecast.fresh(group.prompt),
         )
 
 

@@ -30,6 +30,10 @@ class Window:
             return None
         return self._sorted[min(len(self._sorted) - 1, int(q * len(self._sorted)))]
 
+    def above(self, value: float) -> list[float]:
+        """Values above this one, ascending."""
+        return self._sorted[bisect.bisect_right(self._sorted, value) :]
+
     def mean(self) -> float | None:
         return sum(self.values) / len(self.values) if self.values else None
 

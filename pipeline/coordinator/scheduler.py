@@ -1,14 +1,12 @@
 """Engines, their slots, and who gets a free one.
 
-Order: legs of lost engines; those whose next turn begins; parked, oldest version
-first; queued members, oldest group first. A slot is taken when a leg is placed and free again when
-the leg's finish has arrived in band (or the engine is lost): a leg that was
-aborted still holds its slot until then.
+A slot is taken when a leg is placed and free again when the leg's finish has arrived
+in band (or the engine is lost): a leg that was aborted still holds its slot until
+then. Who waits, and who goes first, is in `waiting`.
 """
 
 from __future__ import annotations
 
-import heapq
 import math
 
 from pipeline.coordinator.engine_pool import EngineEvent, EnginePool, EngineState
@@ -16,10 +14,8 @@ from pipeline.coordinator.events import Generate, LoadWeights
 from pipeline.coordinator.groups import Trajectory, TrajectoryEvent, TrajectoryState
 from pipeline.coordinator.slot_usage import SlotUsage
 from pipeline.coordinator.state import CoordinatorState
+from pipeline.coordinator.waiting import CONTINUED, LOST, PARKED, QUEUED, WaitingLegs
 from pipeline.hardware.latency_model import LatencyModel
-
-LOST, CONTINUED, PARKED, QUEUED = range(4)
-"""Order of the waiting: lower goes first."""
 
 
 class Scheduler:
@@ -31,8 +27,7 @@ class Scheduler:
         self._loading: dict[str, EngineState] = {}  # who began first comes first
         self.reported = 0  # tokens sampled by epochs that are over
         self.last_loss = 0.0  # of an engine, when
-        # (class, age, trajectory, leg); an entry whose leg has moved on is void
-        self._waiting: list[tuple[int, int, int, int]] = []
+        self._waiting = WaitingLegs(core)
 
     # --- engines ------------------------------------------------------------------------
 
@@ -105,8 +100,7 @@ class Scheduler:
     # --- legs ---------------------------------------------------------------------------
 
     def enqueue(self, trajectory: Trajectory, order: int = QUEUED) -> None:
-        age = trajectory.group if order == QUEUED else (trajectory.versions or [0])[0]
-        heapq.heappush(self._waiting, (order, age, trajectory.id, trajectory.leg))
+        self._waiting.add(trajectory, order)
 
     def requeue(self, trajectory: Trajectory) -> None:
         """Its leg ended without an end: the next leg resumes it from the tokens held."""
@@ -179,20 +173,31 @@ class Scheduler:
 
     def waiting(self) -> bool:
         """Is anything left to place?"""
-        while self._waiting and not self._valid(self._waiting[0]):
-            heapq.heappop(self._waiting)
-        return bool(self._waiting)
+        return self._waiting.first() is not None
 
     def place(self) -> None:
         """Give free slots to the waiting, the emptiest engine first."""
-        if not self.waiting():
-            return
-        share = self._share()
-        while self.waiting() and (engine := self.engine_pool.emptiest()) is not None:
-            if len(engine.legs) >= math.ceil(share * engine.slots):
+        share = self._share() if self.waiting() else 0.0
+        self._waiting.look_anew()
+        while (trajectory := self._waiting.first()) is not None:
+            engine = self._engine_for(trajectory, share)
+            if engine is None:
                 return
-            _, _, trajectory, _ = heapq.heappop(self._waiting)
-            self._start(engine, self._core.trajectories[trajectory])
+            self._start(engine, self._waiting.take(engine))
+
+    def _engine_for(self, trajectory: Trajectory, share: float) -> EngineState | None:
+        """The emptiest engine that may take it, if there is one."""
+        pool = self.engine_pool
+        if not self._core.settings.kv_tokens:
+            engine = pool.emptiest()
+            return engine if engine and _below(engine, share) else None
+        if self._waiting.refused(pool.idle):
+            return None
+        free = [engine for engine in pool.by_share() if _below(engine, share)]
+        engine = next((e for e in free if self._waiting.has_room(e, trajectory)), None)
+        if engine is None and free:
+            self._waiting.refuse(pool.idle)
+        return engine
 
     def _share(self) -> float:
         """Share of its slots that an engine may fill while others load: what fills all alike.
@@ -245,10 +250,7 @@ class Scheduler:
     def _runs(self, trajectory: Trajectory, leg: int) -> bool:
         return trajectory.state is TrajectoryState.RUNNING and trajectory.leg == leg
 
-    def _valid(self, entry: tuple[int, int, int, int]) -> bool:
-        trajectory = self._core.trajectories.get(entry[2])
-        if trajectory is None or trajectory.leg != entry[3]:
-            return False
-        return trajectory.state is TrajectoryState.QUEUED or (
-            trajectory.state is TrajectoryState.PARKED and trajectory.parked_until == "slot"
-        )
+
+def _below(engine: EngineState, share: float) -> bool:
+    """Whether less than this share of its slots is in use."""
+    return len(engine.legs) < math.ceil(share * engine.slots)

@@ -115,7 +115,8 @@ class Selection:
         self._group_manager.token_stream.stream_growth(trajectory)
         self._group_manager.request_reward(group, trajectory)
         if group.kind == "train":
-            core.stats.lengths.append(trajectory.sampled)
+            core.stats.add_length(trajectory.sampled, core.forecast.fresh(group.prompt))
+            core.forecast.ended(group.prompt, trajectory.sampled)
             if trajectory.state is TrajectoryState.FINISHED:
                 core.statistics.finished(trajectory.confidence, trajectory.sampled)
             if group.is_open:

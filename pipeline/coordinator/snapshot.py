@@ -15,11 +15,12 @@ import msgspec
 from pipeline.coordinator.coordinator import Coordinator
 from pipeline.coordinator.events import AnyCommand, CallEnvironment, RequestReward
 from pipeline.coordinator.groups import ENDED, Group, GroupState, Kept, TrajectoryState
+from pipeline.coordinator.length_forecast import ForecastState, LengthForecast
 from pipeline.coordinator.running_stats import RunningStatistics, StatisticsState
-from pipeline.coordinator.scheduler import LOST, PARKED, QUEUED
 from pipeline.coordinator.step_stats import StepStats
 from pipeline.coordinator.token_ledger import TokenLedger
 from pipeline.coordinator.training_step import StepState
+from pipeline.coordinator.waiting import LOST, PARKED, QUEUED
 
 FORMAT = 4
 
@@ -45,6 +46,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     ledger: TokenLedger
     reported: int  # tokens sampled by the engines' own counts
     statistics: StatisticsState
+    forecast: ForecastState = ForecastState()
     open_step: StepState
     stats: StepStats  # of that step
     last_evaluation: int
@@ -106,6 +108,7 @@ def take(coordinator: Coordinator) -> Snapshot:
         ledger=ledger,
         reported=coordinator.scheduler.total_reported,
         statistics=core.statistics.state(),
+        forecast=core.forecast.state(),
         open_step=msgspec.structs.replace(steps.state),
         stats=core.stats.saved(core.now),
         last_evaluation=coordinator.evaluations.last_step,
@@ -150,6 +153,7 @@ def restore(coordinator: Coordinator, snapshot: Snapshot, now: float) -> list[An
     core.next_group, core.next_trajectory = snapshot.next_group, snapshot.next_trajectory
     core.ledger = snapshot.ledger
     core.statistics = RunningStatistics(snapshot.statistics)
+    core.forecast = LengthForecast(snapshot.forecast)
     group_manager.replay_buffer.kept = {kept.group: kept for kept in snapshot.kept}
     group_manager.deferred.extend(snapshot.deferred)
     group_manager.issued = snapshot.issued

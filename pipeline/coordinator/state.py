@@ -15,6 +15,7 @@ import msgspec
 from pipeline.coordinator.events import AbortLegs, CancelEnvironmentCall, Command, Report
 from pipeline.coordinator.group_index import GroupIndex
 from pipeline.coordinator.groups import Group, GroupState, Trajectory
+from pipeline.coordinator.length_forecast import LengthForecast
 from pipeline.coordinator.run_state import RunState
 from pipeline.coordinator.running_stats import RunningStatistics
 from pipeline.coordinator.staleness import DueGroups, steps_ahead
@@ -38,6 +39,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     reserve: int  # groups opened beyond those
     keep: int = 0  # groups kept after they were trained on
     keep_versions: int = 4  # versions that a token of those may be behind the newest weights
+    hold: int = 0  # groups held, or that may come to be, at most; 0: any number
     tries: float  # at most tries x need groups are opened for a step
     size: int  # M
     max_tokens: int
@@ -67,6 +69,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     group_reward: bool = False  # training rewards are over whole groups, once they are chosen
     paced: str = ""  # emulated pace of engines, learner and weights, in words; "": none
     knee: int = 0  # running sequences of an engine up to which it is topped up; 0: measured
+    placement_order: str = "oldest"  # oldest | longest
+    kv_tokens: int = 0  # of an engine's cache, within which predicted peaks stay; 0: slots alone
     turns: int = 0  # calls of the environment for one response; 0: a response is one turn
     turn_tokens: int = 0  # that one turn may sample; 0: no limit of its own
     most_candidates: int = 1024  # of one group, a guard against selectors that never stop
@@ -121,6 +125,7 @@ class CoordinatorState:
         self.latency = LatencyModel()  # of all engines: they are of one kind
         self.ledger = TokenLedger()
         self.statistics = RunningStatistics()
+        self.forecast = LengthForecast()
         self.groups: dict[int, Group] = {}
         self.group_index = GroupIndex()  # of the training groups among them
         self.due_groups = DueGroups(self.group_index, settings.max_staleness)
@@ -188,6 +193,12 @@ class CoordinatorState:
             return 0
         column, share = column_and_share(variant, self.variants)
         return tokens_of(share, self.variants[column][prompt])
+
+    @property
+    def room_to_hold(self) -> int:
+        """Groups that may be opened although their selector may hold them all (`step.hold`)."""
+        settings = self.settings
+        return settings.hold - self.group_index.small if settings.hold else settings.prompts
 
     def enter(self, group: Group) -> None:
         """A group, new or of a checkpoint, is live from now on."""

@@ -103,6 +103,22 @@ def environment_metrics(core: CoordinatorState) -> dict[str, float]:
     }
 
 
+def placement_metrics(core: CoordinatorState) -> dict[str, Any]:
+    """`placement`, what predicted lengths have changed: legs that got a slot before one of an older
+    group (`sooner`), and legs that waited for memory while a slot was free (`for_memory`). Beside
+    it by how many tokens a response was off what its prompt's earlier ones, or those of all
+    prompts, had been on average (`error_mean`). Nothing unless `placement` asks for either."""
+    settings, stats = core.settings, core.stats
+    found: dict[str, Any] = {}
+    if settings.placement_order == "longest":
+        found["sooner"] = stats.placed_sooner
+    if settings.kv_tokens:
+        found["for_memory"] = stats.waited_for_memory
+    if found and stats.predicted:
+        found["error_mean"] = stats.predicted_off / stats.predicted
+    return {"placement": found} if found else {}
+
+
 def learner_bubble(ranks: Sequence[Mapping[str, float]], seconds: float) -> dict[str, float]:
     """`bubble_learner`: share of the step in which a rank had nothing to do, mean over ranks.
 
@@ -133,6 +149,8 @@ def step_metrics(core: CoordinatorState) -> dict[str, Any]:
         **({"choices": dict(stats.choices)} if stats.choices else {}),
         **({"kinds": dict(stats.kinds)} if stats.kinds else {}),
         **({"tokens_replayed": stats.replayed} if stats.replayed else {}),
+        **({"topped_up": stats.topped_up} if stats.topped_up else {}),
+        **placement_metrics(core),
         "ledger": {"sampled": core.ledger.sampled, **core.ledger.accounts},
     }
 
@@ -165,6 +183,8 @@ class StepReport:
         self._adaptive: dict[str, int] = {}
         self._kinds: Counter[str] = Counter()
         self._replayed = 0  # tokens
+        self._topped_up = 0  # candidates
+        self._placement: Counter[str] = Counter()
 
     @property
     def hidden_share(self) -> float | None:
@@ -184,6 +204,8 @@ class StepReport:
             "rewards_shaped": self._shaped,
             **({"kinds": dict(self._kinds)} if self._kinds else {}),
             **({"tokens_replayed": self._replayed} if self._replayed else {}),
+            **({"topped_up": self._topped_up} if self._topped_up else {}),
+            **({"placement": dict(self._placement)} if self._placement else {}),
         }
 
     def write(
@@ -199,6 +221,11 @@ class StepReport:
         self._kinds.update(stats.choices)
         self._kinds.update(stats.kinds)
         self._replayed += stats.replayed
+        self._topped_up += stats.topped_up
+        if core.settings.placement_order == "longest":
+            self._placement["sooner"] += stats.placed_sooner
+        if core.settings.kv_tokens:
+            self._placement["for_memory"] += stats.waited_for_memory
         bias = stats.bias.means()
         alarm, moved = core.settings.audit_alarm, bias.get("advantage_moved", 0.0)
         if alarm and moved > alarm:

@@ -49,6 +49,11 @@ class StepStats(msgspec.Struct, kw_only=True):
     replayed: int = 0  # response tokens trained on once more
     choices: dict[str, int] = msgspec.field(default_factory=dict[str, int])
     """Groups chosen, by the rule of the selector that chose."""
+    topped_up: int = 0  # candidates that a budget gave to open groups
+    placed_sooner: int = 0  # legs that got a slot before one of an older group
+    waited_for_memory: int = 0  # legs that waited for memory while a slot was free
+    predicted: int = 0  # ended responses whose length was predicted before they began
+    predicted_off: float = 0.0  # tokens, sum of what it was wrong by
     bias: SelectionBias = msgspec.field(default_factory=SelectionBias)
 
     @classmethod
@@ -61,6 +66,17 @@ class StepStats(msgspec.Struct, kw_only=True):
             appended_before=ledger.appended,
             turns_before=ledger.turns,
         )
+
+    def add_length(self, tokens: int, predicted: float | None) -> None:
+        """Count the length of a response that has come to its end.
+
+        Args:
+            predicted: what it was expected to be before it began, if anything was.
+        """
+        self.lengths.append(tokens)
+        if predicted is not None:
+            self.predicted += 1
+            self.predicted_off += abs(tokens - predicted)
 
     def add_reward(self, reward: float, parts: Mapping[str, float]) -> None:
         """Count the reward of a member."""

@@ -127,7 +127,7 @@ class TrainingSteps:
         limit = settings.need * (1 + ahead)
         room = int(settings.tries * limit) - state.opened
         reserve = settings.reserve if state.speculate else 0
-        want = min(limit + reserve - active, room)
+        want = min(limit + reserve - active, room, core.room_to_hold)
         blocked = bool(state.opened) and (self._scheduler.waiting() or not self._scheduler.idle())
         if state.closing and coming < settings.need:
             # What was chosen taught nothing: open more. Not so where nothing can be opened and

@@ -236,6 +236,13 @@ class EndedView(msgspec.Struct, frozen=True, kw_only=True):
     variants: tuple[str, ...] = ()  # of the candidates in `rewards`
 
 
+class PredictedLengths(msgspec.Struct, frozen=True, kw_only=True):
+    """What an open group's candidates are predicted to have still to come, tokens."""
+
+    unended: tuple[float, ...] = ()  # each of those, ascending
+    fresh: float | None = None  # a new one, from its first token on; None: nothing is known
+
+
 class OpenView(msgspec.Struct, frozen=True, kw_only=True):
     """One open group, for top-up."""
 
@@ -251,6 +258,9 @@ class OpenView(msgspec.Struct, frozen=True, kw_only=True):
     rewards: tuple[float, ...] = ()  # known ones
     held: bool = False
     note: str = ""  # of its allocation
+    predicted: Callable[[], PredictedLengths] = PredictedLengths
+    """-> lengths, by its engines' predictions or by responses that have ended. Costs as much as
+    the group has members."""
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):

@@ -105,6 +105,9 @@ def check_group_index(core: CoordinatorState) -> None:
     _hold(index.held == held, "held groups are counted wrong")
     live = len(groups) - counts[GroupState.DEAD] - held
     _hold(index.live == live, "live groups are counted wrong")
+    most = core.settings.hold
+    few = sum(g.is_open and g.held and g.sampled < g.size for g in groups)
+    _hold(not most or few <= most, f"{few} groups are held, at most {most} may be")
     for state in LIVE_STATES:
         here = [g for g in groups if g.state is state]
         _hold(core.train_groups(state) == here, f"a group is {state} and not found, or not {state}")

@@ -15,7 +15,7 @@ from msgspec import Meta
 from pipeline.plugins.actions import Allocation
 from pipeline.plugins.budgets._allocation import allocate_candidates
 from pipeline.plugins.budgets._rewards import Known, MemoryOptions, Rewards
-from pipeline.plugins.budgets._top_up import fewest_finished, most_candidates
+from pipeline.plugins.budgets._top_up import more_candidates, most_candidates
 from pipeline.plugins.ranges import NonNegativeInt
 from pipeline.plugins.views import BudgetView, EndedView, OpenView, PromptView
 
@@ -62,7 +62,7 @@ class ByReward:
         ]
 
     def top_up(self, groups: Sequence[OpenView], idle: int) -> Sequence[tuple[int, int]]:
-        return fewest_finished(groups, idle, self._options)
+        return more_candidates(groups, idle, self._options)
 
     def ended(self, group: EndedView) -> None:
         """Learn the rewards of a group."""

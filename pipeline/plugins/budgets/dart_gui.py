@@ -16,7 +16,7 @@ from msgspec import Meta
 
 from pipeline.plugins.actions import Allocation
 from pipeline.plugins.budgets._rewards import MemoryOptions, Rewards
-from pipeline.plugins.budgets._top_up import fewest_finished
+from pipeline.plugins.budgets._top_up import more_candidates
 from pipeline.plugins.ranges import AtLeastOne, PositiveFloat
 from pipeline.plugins.registry import register
 from pipeline.plugins.views import BudgetView, EndedView, OpenView, PromptView
@@ -63,7 +63,7 @@ class DartGui:
         return Allocation(candidates=candidates, max_tokens=limit, note=note)
 
     def top_up(self, groups: Sequence[OpenView], idle: int) -> Sequence[tuple[int, int]]:
-        return fewest_finished(groups, idle, self._options)
+        return more_candidates(groups, idle, self._options)
 
     def ended(self, group: EndedView) -> None:
         """Learn success and lengths of a group."""

@@ -18,7 +18,7 @@ from pipeline.plugins.actions import Allocation
 from pipeline.plugins.budgets._allocation import allocate_by_finish, allocate_candidates
 from pipeline.plugins.budgets._generation import generation_seconds
 from pipeline.plugins.budgets._spread import Estimate, Spread
-from pipeline.plugins.budgets._top_up import BudgetOptions, fewest_finished, most_candidates
+from pipeline.plugins.budgets._top_up import BudgetOptions, more_candidates, most_candidates
 from pipeline.plugins.budgets._utility import Choice, Lengths, Utility
 from pipeline.plugins.ranges import NonNegativeFloat, NonNegativeInt, PositiveShare
 from pipeline.plugins.registry import register
@@ -111,7 +111,7 @@ class LengthVariance:
         return utility.at(fixed) if fixed else utility.best(low, high)
 
     def top_up(self, groups: Sequence[OpenView], idle: int) -> Sequence[tuple[int, int]]:
-        return fewest_finished(groups, idle, self._options)
+        return more_candidates(groups, idle, self._options)
 
     def ended(self, group: EndedView) -> None:
         """Learn the lengths of a group; what was cut short is a lower bound."""

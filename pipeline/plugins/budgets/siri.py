@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from pipeline.plugins.actions import Allocation
-from pipeline.plugins.budgets._top_up import BudgetOptions, fewest_finished
+from pipeline.plugins.budgets._top_up import BudgetOptions, more_candidates
 from pipeline.plugins.ranges import PositiveInt, PositiveShare
 from pipeline.plugins.registry import register
 from pipeline.plugins.views import BudgetView, OpenView, PromptView
@@ -61,4 +61,4 @@ class Siri:
         return [allocation] * len(prompts)
 
     def top_up(self, groups: Sequence[OpenView], idle: int) -> Sequence[tuple[int, int]]:
-        return fewest_finished(groups, idle, self._options)
+        return more_candidates(groups, idle, self._options)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 
 from pipeline.plugins.actions import Allocation
-from pipeline.plugins.budgets._top_up import BudgetOptions, PerMember, fewest_finished
+from pipeline.plugins.budgets._top_up import BudgetOptions, PerMember, more_candidates
 from pipeline.plugins.registry import register
 from pipeline.plugins.views import BudgetView, OpenView, PromptView
 
@@ -38,4 +38,4 @@ class Uniform:
         return [Allocation(candidates=candidates, max_tokens=view.max_tokens) for _ in prompts]
 
     def top_up(self, groups: Sequence[OpenView], idle: int) -> Sequence[tuple[int, int]]:
-        return fewest_finished(groups, idle, self._options)
+        return more_candidates(groups, idle, self._options)

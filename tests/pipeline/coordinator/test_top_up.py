@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
 import pytest
 
 from pipeline.coordinator.events import Tick
 from pipeline.coordinator.state import PluginFault
-from pipeline.plugins.budgets._top_up import BudgetOptions, fewest_finished
+from pipeline.plugins.budgets._top_up import (
+    BudgetOptions,
+    fewest_finished,
+    more_candidates,
+    slowest_first,
+)
 from pipeline.plugins.budgets.uniform import Uniform, UniformOptions
-from pipeline.plugins.views import OpenView
+from pipeline.plugins.views import OpenView, PredictedLengths
 from tests.pipeline.coordinator.bench import Bench, placed
 from tests.pipeline.coordinator.world import World, plugins_of, settings_of
 
@@ -35,7 +41,38 @@ def test_the_group_with_the_fewest_finished_comes_first_then_the_fewest_unended(
 def test_enough_full_and_switched_off_get_none() -> None:
     assert fewest_finished([view(1, enough=True), view(2, sampled=8)], 5, ON) == []
     assert fewest_finished([view(1, sampled=7)], 5, ON) == [(1, 1)]
-    assert fewest_finished([view(1)], 5, BudgetOptions()) == []
+    assert more_candidates([view(1)], 5, BudgetOptions()) == []
+
+
+def predicted(group: int, *unended: float, fresh: float | None, finished: int = 0) -> OpenView:
+    lengths = PredictedLengths(unended=unended, fresh=fresh)
+    known = view(group, finished=finished, unended=len(unended))
+    return msgspec.structs.replace(known, predicted=lambda: lengths)
+
+
+SLOWEST = BudgetOptions(top_up="slowest", most=2.0)
+
+
+def test_the_group_whose_last_member_is_furthest_off_comes_first_by_predicted_lengths() -> None:
+    groups = [
+        predicted(1, 5, 6, 7, 50, fresh=20.0),  # its fourth is 50 tokens off
+        predicted(2, 30, finished=3, fresh=20.0),  # 30
+        predicted(3, 8, 9, 10, 11, fresh=20.0),  # 11: a new one would end later
+    ]
+    assert slowest_first(groups, 1, SLOWEST) == [(1, 1)]
+    assert slowest_first(groups, 9, SLOWEST) == [(1, 1), (2, 1)], "then each waits for a new one"
+    assert more_candidates(groups, 1, SLOWEST) == [(1, 1)]
+
+
+def test_a_group_that_cannot_have_enough_comes_first_of_all() -> None:
+    groups = [predicted(1, 50, fresh=20.0, finished=3), predicted(2, 9, fresh=20.0)]
+    assert slowest_first(groups, 3, SLOWEST) == [(2, 3)]
+    assert slowest_first(groups, 4, SLOWEST) == [(1, 1), (2, 3)]
+
+
+def test_the_fewest_finished_count_while_no_length_is_known() -> None:
+    groups = [predicted(1, 50, fresh=None, finished=3), predicted(2, 9, 9, 9, 9, fresh=None)]
+    assert more_candidates(groups, 1, SLOWEST) == [(2, 1)]
 
 
 def budget(most: float = 2.0) -> Uniform:
