@@ -32,10 +32,10 @@ _SAME = (
     "top_up_deferred_quorum",
     "k1",
 )
-_BENCH = {name: BENCH[name].settings(Scenario().prompts) for name in _SAME}
+_BENCH = {name: BENCH[name].overrides for name in _SAME}
 METHODS: dict[str, tuple[str, ...]] = {
     **_BENCH,
-    "top_up_deferred_half_quorum": (*_BENCH["top_up_deferred_quorum"], "step.reserve=64"),
+    "top_up_deferred_half_quorum": (*_BENCH["top_up_deferred_quorum"], "step.reserve_share=0.5"),
     "top_up_deferred_barrier": (*_BENCH["top_up_deferred"], "selector.dual_end.long_wait=step"),
 }
 """Settings by method. `deferred` adds tail batching's long rounds to top-up, and samples more than

@@ -70,7 +70,7 @@ _FIT_STEPS = 7
 _OFF = "learner.overlap=off"
 _UNIFORM = ("budget=uniform", "budget.redundancy=1.25")
 _ADAPTIVE = ("budget=length_variance", "budget.mean=1.25", "selector.dual_end.prune_at=2")
-_TAIL = ("prompt_order=tail_batching", "step.reserve=32", *_UNIFORM, "selector=first_m")
+_TAIL = ("recipe=tail_batching",)
 
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True):

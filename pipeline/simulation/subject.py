@@ -46,8 +46,11 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True):
     def settings_in(self, drawn: Settings) -> Settings:
         """Its settings, in a run of the sizes drawn."""
         own = {name: getattr(drawn, name) for name in _DRAWN}
-        reserve = -(-self.settings.reserve * drawn.need // self.settings.need)
-        return msgspec.structs.replace(self.settings, **own, **_NONE, reserve=reserve)
+        own |= {
+            name: -(-getattr(self.settings, name) * drawn.need // self.settings.need)
+            for name in ("reserve", "hold")
+        }
+        return msgspec.structs.replace(self.settings, **own, **_NONE)
 
     def on_policy(self) -> Subject:
         """The same without stale tokens: then no response is under way after a step."""

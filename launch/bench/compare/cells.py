@@ -11,7 +11,6 @@ import os
 import shutil
 import signal
 import time
-from functools import cache
 from pathlib import Path
 
 import msgspec
@@ -45,12 +44,6 @@ class Metrics(RunAverages, frozen=True, kw_only=True):
     late_share: float | None  # steps of the engines slower than the pace; None: not paced
 
 
-@cache
-def _prompts_of_a_step(config: Path, overrides: tuple[str, ...]) -> int:
-    """Returns it for all cells of a comparison; the file is read once. Raises ConfigError."""
-    return load(config, overrides).step.prompts
-
-
 class Cell(msgspec.Struct, frozen=True, kw_only=True):
     method: Method
     seed: int
@@ -68,8 +61,7 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def settings(self) -> list[str]:
-        prompts = _prompts_of_a_step(self.config, self.overrides)
-        return [*self.overrides, *self.method.settings(prompts), f"seed={self.seed}"]
+        return [*self.overrides, *self.method.overrides, f"seed={self.seed}"]
 
     @property
     def finished(self) -> bool:

@@ -88,9 +88,8 @@ def compare_command(
 
     if show_methods:
         for method in METHODS.values():
-            reserve = f" step.reserve={method.reserve:g}*step.prompts" if method.reserve else ""
             typer.echo(f"{method.name}: {method.about}")
-            typer.echo(f"    {' '.join(method.overrides)}{reserve}")
+            typer.echo(f"    {' '.join(method.overrides)}")
         for name, names in SETS.items():
             typer.echo(f"{name}: {', '.join(names)}")
         return

@@ -24,24 +24,22 @@ class Method(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     about: str
     overrides: tuple[str, ...]
-    reserve: float = 0.0  # prompts opened beside those of a step, as a share of them
-
-    def settings(self, prompts: int) -> tuple[str, ...]:
-        """Return its settings for steps of so many prompts."""
-        reserve = (f"step.reserve={max(1, round(self.reserve * prompts))}",)
-        return (*self.overrides, *(reserve if self.reserve else ()))
 
 
-def _method(name: str, about: str, *overrides: str, reserve: float = 0.0) -> Method:
+def _method(name: str, about: str, *overrides: str) -> Method:
     streamed = () if any(o.startswith("learner.overlap=") for o in overrides) else (_STREAMED,)
-    return Method(name=name, about=about, overrides=(*overrides, *streamed), reserve=reserve)
+    return Method(name=name, about=about, overrides=(*overrides, *streamed))
 
 
 _STREAMED = "learner.overlap=group"
 _UNIFORM = ("budget=uniform", "budget.redundancy=1.5")
 _NO_SPARE = ("budget=uniform", "budget.redundancy=1", "selector=all")
 _TOP_UP = ("budget=uniform", "budget.redundancy=1", "budget.top_up=fewest", "selector=first_m")
-_DEFERRED = ("prompt_order=tail_batching", "prompt_order.tail_batching.speculate=true")
+_DEFERRED = (
+    "prompt_order=tail_batching",
+    "prompt_order.tail_batching.speculate=true",
+    "step.reserve_share=0.25",
+)
 _STALE = ("learner.max_staleness=1",)
 
 METHODS = {
@@ -105,11 +103,7 @@ METHODS = {
         _method(
             "tail_batching",
             "a quarter more prompts and candidates; late ones wait for long rounds",
-            "prompt_order=tail_batching",
-            "budget=uniform",
-            "budget.redundancy=1.25",
-            "selector=first_m",
-            reserve=0.25,
+            "recipe=tail_batching",
         ),
         _method("top_up", "first 8, sample 8: idle slots get more, up to 16", *_TOP_UP),
         _method(
@@ -123,7 +117,6 @@ METHODS = {
             "top_up with a quarter more prompts; late ones wait for long rounds",
             *_TOP_UP,
             *_DEFERRED,
-            reserve=0.25,
         ),
         _method(
             "top_up_deferred_quorum",
@@ -131,7 +124,6 @@ METHODS = {
             *_TOP_UP,
             *_DEFERRED,
             "batch=quorum",
-            reserve=0.25,
         ),
         _method(
             "k1",

@@ -34,6 +34,7 @@ from launch.run_files.records import EvalLine
 from pipeline.config import recipes
 from pipeline.config.load import dump, load
 from pipeline.config.pace import engine_pace, learner_pace
+from pipeline.stage.build import spare_groups
 from tests.launch.jobs.jobs import ROOT, SIMULATED, Job
 
 CONFIG = ROOT / "configs" / "bench.yaml"
@@ -125,7 +126,7 @@ def test_files_and_recipes_are_methods_of_their_own(tmp_path: Path) -> None:
     assert methods_named(text, 3) == {"sync": 3, "mine": 5}
     own = own_methods(text)
     assert own["mine"].about == "the first."
-    assert load(CONFIG, own["mine"].settings(4)).selector.name == "first_m"
+    assert load(CONFIG, own["mine"].overrides).selector.name == "first_m"
     more, counts = recipe_methods("gfpo:2,all", 3)
     assert counts["gfpo"] == 2
     assert next(iter(counts)) == "gfpo"
@@ -211,10 +212,11 @@ def test_a_pace_holds_for_every_method_and_the_learner_takes_its_share_of_it() -
     assert load(long, own.settings).engine.pace == "h200-7b", "what is given wins"
 
 
-def test_a_reserve_follows_from_the_prompts_of_a_step() -> None:
-    assert "step.reserve=12" in METHODS["tail_batching"].settings(48)
-    assert "step.reserve=1" in METHODS["tail_batching"].settings(4)
-    assert METHODS["sync"].settings(48) == METHODS["sync"].overrides
+def test_tail_batching_is_its_recipe_and_its_reserve_follows_from_the_prompts_of_a_step() -> None:
+    own = [*METHODS["tail_batching"].overrides, "step.prompts=48"]
+    config = load(CONFIG, own)
+    assert (config.recipe, config.selector.name) == ("tail_batching", "first_m")
+    assert spare_groups(config.step) == 12
 
 
 # --- figures of a cell --------------------------------------------------------------------------

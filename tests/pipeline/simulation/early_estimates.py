@@ -6,8 +6,6 @@ with what the simulator finds, is in docs/experiments.md (2026-11-25).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from launch.simulate.methods_at_scale import METHODS
 from launch.simulate.scenario import Scenario
 from pipeline.hardware.costs import EngineCost, LearnerCost
@@ -52,9 +50,3 @@ ESTIMATES: tuple[tuple[str, tuple[str, ...], float], ...] = (
     ("k = 1, all", METHODS["k1"], 1.87),
 )
 """Method, its settings, its estimate."""
-
-
-def with_reserve(scenario: Scenario, overrides: Sequence[str]) -> tuple[str, ...]:
-    """The settings, with a quarter of the scenario's prompts where they name a reserve."""
-    own = f"step.reserve={scenario.prompts // 4}"
-    return tuple(own if o.startswith("step.reserve=") else o for o in overrides)

@@ -25,7 +25,7 @@ from pipeline.observability.chrome_trace import ENGINE, LEARNER, REWARDS, STAGE,
 from pipeline.simulation.loop import Simulation, StandsStill
 from pipeline.simulation.policy import Policy
 from pipeline.simulation.workload import Lengths, Parametric
-from tests.pipeline.simulation.early_estimates import ESTIMATES, small, with_reserve
+from tests.pipeline.simulation.early_estimates import ESTIMATES, small
 from tests.traces import arrows, checked_spans
 
 TINY = Scenario(
@@ -173,7 +173,7 @@ def test_estimates_for_one_small_engine_hold(
 ):
     scenario = msgspec.structs.replace(small(), steps=60)
     base, _ = run_method(scenario, SYNC)
-    own, _ = run_method(scenario, with_reserve(scenario, overrides))
+    own, _ = run_method(scenario, overrides)
     assert base.step_s / own.step_s == pytest.approx(estimate, rel=0.15), method
 
 
