@@ -18,33 +18,24 @@ from pipeline.plugins.variants import column_and_share
 from pipeline.wire.messages import floats
 
 
-def refusal(core: CoordinatorState, group: Group, action: Sample) -> str:
-    """Why this group can have no such candidates; '' if it can."""
+def variant_refusal(core: CoordinatorState, group: Group, action: Sample) -> str:
+    """Why this group can have no candidates with such a variant; '' if it can."""
     try:
         core.variant_tokens(group.prompt, action.variant)
     except ValueError as error:
         return str(error)
-    if action.fork is None:
-        return ""
-    origin = group.member(action.fork[0])
-    if origin is None or origin.state is TrajectoryState.ABORTED:
-        return f"fork: {action.fork[0]} is no member of the group"
-    return _fork_refusal(core.settings, origin, action.fork[1])
+    return ""
 
 
-def _fork_refusal(settings: Settings, origin: Trajectory, at: int) -> str:
-    end = origin.held
+def forkable(settings: Settings, origin: Trajectory) -> int:
+    """First response tokens of a member that a fork may begin with, at most."""
+    if origin.state is TrajectoryState.ABORTED:
+        return 0
+    end = origin.held - (origin.last_token in settings.stop_tokens)
     if origin.turns:  # tokens of an environment are not continued, nor is a turn that is over
-        end = (origin.appended[0][0] if origin.appended else end) - 1
-    for limit in filter(None, (origin.max_tokens, settings.turn_tokens)):
-        end = min(end, limit - 1)
-    if not 1 <= at <= end:
-        return (
-            f"fork: {at} tokens of member {origin.id}, of which 1 to {end} can be continued "
-            "(tokens held, of its first turn, short of every limit)"
-        )
-    last = int.from_bytes(origin.tokens[4 * at - 4 : 4 * at], "little", signed=True)
-    return f"fork: token {at} of {origin.id} ended it" if last in settings.stop_tokens else ""
+        end = (origin.appended[0][0] if origin.appended else origin.held) - 1
+    limits = filter(None, (origin.max_tokens, settings.turn_tokens))
+    return min(end, *(limit - 1 for limit in limits))
 
 
 def allocation_refusal(core: CoordinatorState, allocation: Allocation) -> str:

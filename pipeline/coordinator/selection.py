@@ -234,19 +234,23 @@ class Selection:
         return PluginFault(f"selector {name}, group {group.id}: {action}: {why}")
 
     def _refusal(self, group: Group, action: AnyAction) -> str:
+        settings, forkable = self._core.settings, dict[int, int]()
+        if isinstance(action, Sample) and action.fork:
+            forkable = {m.id: candidates.forkable(settings, m) for m in group.members}
         found = refusal(
             Table(
                 states={m.id: _NAMES[m.state] for m in group.members},
                 tokens={m.id: m.sampled for m in group.members},
+                forkable=forkable,
                 sampled=group.sampled,
-                most=self._core.settings.most_candidates,
+                most=settings.most_candidates,
                 closed="" if group.is_open else group.state.value,
             ),
             action,
         )
         if found or not isinstance(action, Sample):
             return found
-        return candidates.refusal(self._core, group, action)
+        return candidates.variant_refusal(self._core, group, action)
 
     @staticmethod
     def _members(group: Group, ids: Sequence[int]) -> list[Trajectory]:

@@ -23,7 +23,7 @@ from pipeline.plugins.actions import (
     Sample,
     Stop,
 )
-from pipeline.plugins.views import ENDED, UNENDED, GroupView
+from pipeline.plugins.views import ENDED, UNENDED, GroupView, MemberView
 
 PARKABLE = ("running", "queued", "waiting_env")
 MOST_CANDIDATES = 1024
@@ -35,6 +35,7 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
 
     states: Mapping[int, str]
     tokens: Mapping[int, int]  # sampled ones held
+    forkable: Mapping[int, int] = {}  # first tokens that a fork may begin with, at most
     sampled: int
     most: int = MOST_CANDIDATES
     closed: str = ""  # chosen, deferred or dropped; "": it is open
@@ -45,9 +46,15 @@ def table_of(group: GroupView, most: int = MOST_CANDIDATES) -> Table:
     return Table(
         states={member.id: member.state for member in group.members},
         tokens={member.id: member.tokens for member in group.members},
+        forkable={member.id: _forkable(member) for member in group.members},
         sampled=group.budget,
         most=most,
     )
+
+
+def _forkable(member: MemberView) -> int:
+    """As far as a view shows it: of one turn, ended by a stop token if it has finished."""
+    return member.tokens - (member.state == "finished" or member.hit_limit)
 
 
 def refusal(table: Table, action: object) -> str:
@@ -77,8 +84,13 @@ def _of_sample(table: Table, action: Sample) -> str:
     origin, at = action.fork
     if origin not in table.states:
         return f"fork: no member {origin}"
-    if not 1 <= at <= table.tokens[origin]:
-        return f"fork: member {origin} holds {table.tokens[origin]} tokens, not {at}"
+    end = max(0, table.forkable[origin])
+    if not 1 <= at <= end:
+        which = f"1 to {end}" if end else "none"
+        return (
+            f"fork: {at} tokens of member {origin}, of which {which} can be continued "
+            "(tokens held, of its first turn, short of its end and of every limit)"
+        )
     return ""
 
 

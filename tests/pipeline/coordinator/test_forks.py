@@ -111,10 +111,10 @@ def test_a_selector_sees_whose_fork_a_member_is(bench: Bench) -> None:
 
 WRONG: list[tuple[AnyAction, str]] = [
     (Sample(1, fork=(9, 2)), "no member 9"),
-    (Sample(1, fork=(1, 0)), "holds 5 tokens, not 0"),
-    (Sample(1, fork=(1, 6)), "holds 5 tokens, not 6"),
-    (Sample(1, fork=(0, 6)), "token 6 of 0 ended it"),
-    (Sample(1, fork=(2, 1)), "holds 0 tokens, not 1"),
+    (Sample(1, fork=(1, 0)), "0 tokens of member 1, of which 1 to 5 can"),
+    (Sample(1, fork=(1, 6)), "6 tokens of member 1, of which 1 to 5 can"),
+    (Sample(1, fork=(0, 6)), "6 tokens of member 0, of which 1 to 5 can"),
+    (Sample(1, fork=(2, 1)), "1 tokens of member 2, of which none can"),
     (Sample(1, variant="hint", fork=(1, 2)), "no variant"),
 ]
 
@@ -132,7 +132,7 @@ def test_a_fork_that_cannot_be_is_refused_and_changes_nothing(
 
 def test_a_fork_of_an_aborted_member_is_refused(bench: Bench) -> None:
     bench.ask(0, Abort((1,)))
-    with pytest.raises(PluginFault, match="1 is no member of the group"):
+    with pytest.raises(PluginFault, match="of member 1, of which none can"):
         bench.ask(0, Sample(1, fork=(1, 2)))
 
 
