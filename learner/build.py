@@ -26,6 +26,7 @@ from learner.checkpoint import save, transfer
 from learner.deepspeed import engine
 from learner.forward.packed_attention import AttentionError
 from learner.forward.packing_check import prove_packing
+from learner.moving_average import MovingAverage
 from learner.pace import PassPace
 from learner.step.base import LearnerStep
 from learner.step.multi_update import MultiUpdateStep
@@ -94,20 +95,14 @@ def _build(
     model = load_trained(config, resume, device)
     vocabulary, special = vocabulary_of(model)
     special.update(read_facts(Path(config.model)).ends)
-    reference: Any = None
-    if section.reference == "start" and section.lora is not None:
-        reference = lora.Base(model)
-    elif section.reference:
-        source = config.model if section.reference == "start" else section.reference
-        reference = load_model(Path(source), device, section.dtype).requires_grad_(False)
-        prove_packing(reference, section.attention)
-        if (rows := vocabulary_of(reference)[0]) != vocabulary:
-            raise ValueError(
-                f"learner.reference: {source} has {rows} token ids, the model has {vocabulary}: "
-                "it needs the same vocabulary"
-            )
+    reference = load_reference(config, model, device)
     trainer = engine.Zero(model, section, config.step.count)
     restored = save.Restored(-1, 0) if resume is None else save.load_checkpoint(trainer, resume)
+    average: MovingAverage | None = None
+    if section.reference == "average":
+        average = MovingAverage(reference, trainer.module, section.reference_decay)
+        if resume is not None:
+            average.restore(save.load_average(resume))
     cls = registry.find_plugin("loss", config.loss.name)
     loss = cls(msgspec.convert(config.loss.options, registry.options_type(cls)))
     temperature = config.sampling.temperature
@@ -123,6 +118,7 @@ def _build(
         temperature=temperature,
         max_tokens=config.sampling.max_tokens,
         reference=reference,
+        average=average,
         old_stream=old_stream,
         reference_stream=reference_stream,
         pace=pace,
@@ -141,6 +137,29 @@ def _build(
         vocabulary=vocabulary,
         special=frozenset(special),
     )
+
+
+def load_reference(config: Config, model: Any, device: torch.device) -> Any:
+    """Load the reference model of a run that trains `model`; None without `learner.reference`.
+
+    Raises: ValueError if it does not fit.
+    """
+    section = config.learner
+    if section.reference == "start" and section.lora is not None:
+        return lora.Base(model)
+    if not section.reference:
+        return None
+    dtype = "float32" if section.reference == "average" else section.dtype
+    source = section.reference_folder or config.model
+    reference = load_model(Path(source), device, dtype).requires_grad_(False)
+    prove_packing(reference, section.attention)
+    rows, vocabulary = vocabulary_of(reference)[0], vocabulary_of(model)[0]
+    if rows != vocabulary:
+        raise ValueError(
+            f"learner.reference: {source} has {rows} token ids, the model has {vocabulary}: "
+            "it needs the same vocabulary"
+        )
+    return reference
 
 
 def model_streams(

@@ -344,6 +344,7 @@ class LearnerRank:
                         order.step,
                         order.version,
                         loss=self._passes.loss_pass.state.saved(),
+                        average=self._passes.average,
                     )
             except Exception as failure:  # a full disk, say: the run continues
                 error = f"{type(failure).__name__}: {failure}"

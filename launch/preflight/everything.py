@@ -40,8 +40,8 @@ def check_everything(config: Config, *, ask: bool = False) -> list[str]:
     """
     try:
         tokenizer = Tokenizer(Path(config.model))
-        if config.learner.reference not in ("", "start"):
-            refuse_code(Path(config.learner.reference))
+        if config.learner.reference_folder:
+            refuse_code(Path(config.learner.reference_folder))
         train = load_train(config.data, tokenizer, config.sampling.max_tokens, wanted_of(config))
         held_out = eval_sets.load_eval_sets(config, tokenizer)
         build.coordinator(config, tokenizer, train, held_out)

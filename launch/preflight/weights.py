@@ -56,8 +56,8 @@ def weights_problems(config: Config) -> list[str]:
         found += _misfits(model, tensors)
         if config.learner.lora is not None:
             found += lora_problems(config.learner.lora.targets, tensors)
-    if config.learner.reference not in ("", "start"):
-        _read(Path(config.learner.reference), found)
+    if config.learner.reference_folder:
+        _read(Path(config.learner.reference_folder), found)
     return found
 
 

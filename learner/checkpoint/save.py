@@ -4,6 +4,7 @@
     DIRECTORY/adapter/               with LoRA: peft's format, without the base model (rank 0)
     DIRECTORY/optimizer-rankR.pt     optimizer and random state (ZeRO 0: rank 0 only)
     DIRECTORY/loss-rankR.msgpack     state of the loss, if it has any
+    DIRECTORY/average.pt             moving average of the weights, if one is kept (rank 0)
 
 Every file is fsynced here; the stage syncs the directories and commits by renaming
 DIRECTORY. Gradients are not saved: their groups count as not trained.
@@ -21,9 +22,11 @@ import torch
 
 from learner import lora
 from learner.deepspeed.engine import Zero, ZeroError
+from learner.moving_average import MovingAverage
 from pipeline.system.durable_files import SYSTEM, Disk, make_durable, write_durably
 
 MODEL = "model"
+AVERAGE = "average.pt"
 _SKIPPED = (".safetensors", ".bin", ".pt", ".pth", ".msgpack", ".h5", ".gguf", ".index.json")
 
 
@@ -51,12 +54,14 @@ def save_checkpoint(
     disk: Disk = SYSTEM,
     *,
     loss: bytes = b"",
+    average: MovingAverage | None = None,
 ) -> None:
     """Write this rank's part.
 
     Args:
         source: the model directory with the tokenizer.
         loss: state of the loss; empty: it has none.
+        average: the same on every rank.
     """
     with zero.gathered_weights():  # first: all take part, even if rank 0 cannot write
         if zero.rank == 0:
@@ -71,12 +76,14 @@ def save_checkpoint(
             "random": torch.get_rng_state(),
             "state": zero.optimizer_state(),
         }
-        save_optimizer(state, optimizer_file(directory, zero.rank), disk)
+        save_tensors(state, optimizer_file(directory, zero.rank), disk)
+    if average is not None and zero.rank == 0:
+        save_tensors(average.state(), directory / AVERAGE, disk)
     if loss:
         write_durably(disk, loss_file(directory, zero.rank), loss)
 
 
-def save_optimizer(state: dict[str, Any], path: Path, disk: Disk = SYSTEM) -> None:
+def save_tensors(state: dict[str, Any], path: Path, disk: Disk = SYSTEM) -> None:
     """Write tensors and plain values, which `torch.load` accepts with `weights_only`."""
     with disk.create(path) as file:
         torch.save(state, file)
@@ -105,6 +112,17 @@ def load_checkpoint(zero: Zero, directory: Path) -> Restored:
     zero.restore_state(state["state"])
     torch.set_rng_state(state["random"])
     return Restored(state["step"], state["version"])
+
+
+def load_average(directory: Path) -> dict[str, Any]:
+    """Return the state of the moving average in a checkpoint. Raises ZeroError if it has none."""
+    path = directory / AVERAGE
+    if not path.is_file():
+        raise ZeroError(
+            f"{path} is missing: the run that wrote the checkpoint had no learner.reference: "
+            "average; resume without it"
+        )
+    return torch.load(path, weights_only=True, map_location="cpu")
 
 
 def load_loss_state(directory: Path, rank: int) -> bytes:

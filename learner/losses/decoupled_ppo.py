@@ -5,14 +5,15 @@ p is the learner's policy of the version that sampled it (or that the batch bega
 logprobs are computed before that version ends: exact, where other systems have lost them.
 `dapo` with `learner.importance` is the same with p/b cut; here tokens with p/b above a cap are
 left out, as AReaL's program does, and `learner.importance` is not applied.
-Source: AReaL, arXiv 2505.24298, equation 5. PPO-EWMA (arXiv 2110.00641, 2605.12070) takes a moving
-average of the weights as p, since its old logprobs are missing; nothing is missing here, so that
-copy of the weights is not kept.
+With `proximal: reference` p is the reference model instead: with `learner.reference: average` the
+moving average of PPO-EWMA, which needs no logprob of a version that has ended.
+Source: AReaL, arXiv 2505.24298, equation 5; PPO-EWMA, arXiv 2110.00641 and 2605.12070.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+import dataclasses
+from typing import Annotated, ClassVar, Literal
 
 from msgspec import Meta
 
@@ -29,6 +30,9 @@ class DecoupledPpoOptions(KlOptions, frozen=True, kw_only=True):
     """Lower clip of new over proximal probability: 1 - clip_low."""
     clip_high: PositiveFloat = 0.2
     """Upper clip of new over proximal probability: 1 + clip_high."""
+    proximal: Literal["old", "reference"] = "old"
+    """Proximal policy: the learner's of the version that sampled a token (`old`), or the
+    `reference` model (PPO-EWMA: `learner.reference: average`)."""
     behaviour_cap: AtLeastOne = 5.0
     """Proximal over behaviour probability above which a token is left out."""
 
@@ -47,7 +51,11 @@ class DecoupledPpo:
         )
 
     def loss(self, batch: LossBatch) -> Found:
-        options, ratio_BT = self._options, ratio(batch)
+        options = self._options
+        if options.proximal == "reference":
+            assert batch.reference_BT is not None  # checked with the configuration
+            batch = dataclasses.replace(batch, old_logprobs_BT=batch.reference_BT)
+        ratio_BT = ratio(batch)
         weight_BT = (batch.old_logprobs_BT - batch.behaviour_BT).exp()
         kept_BT = weight_BT <= options.behaviour_cap
         plain_BT = ratio_BT * batch.advantages_BT

@@ -26,6 +26,7 @@ from learner.forward.micro_batches import (
     response_logprobs,
 )
 from learner.losses import Loss
+from learner.moving_average import MovingAverage
 from learner.pace import PassPace
 from learner.step.loss_pass import LossPass, Metrics, reported
 from learner.streaming.fixed_logprobs import ByTrajectory, member_logprobs
@@ -46,7 +47,8 @@ class NotFinite(Exception):
 
 
 class Passes:
-    """The passes of one rank. `reference`: a frozen model, or None."""
+    """The passes of one rank. `reference`: a frozen model, or None; `average`: the same model, if
+    it follows the weights."""
 
     def __init__(
         self,
@@ -57,6 +59,7 @@ class Passes:
         temperature: float,
         max_tokens: int = 0,
         reference: Forward | None = None,
+        average: MovingAverage | None = None,
         old_stream: ModelStream | None = None,
         reference_stream: ModelStream | None = None,
         pace: PassPace | None = None,
@@ -64,6 +67,7 @@ class Passes:
         self.zero = zero
         self._temperature = temperature
         self._model_reference = reference
+        self.average = average
         self.loss_pass = LossPass(
             loss,
             section,
@@ -256,6 +260,8 @@ class Passes:
             applied = {**self.zero.step(normaliser, version, scale), "lr_scale": scale}
         self._sums = {}
         self.loss_pass.state.keep()
+        if self.average is not None:
+            self.average.follow()
         return applied
 
     def forget_gradient(self) -> None:

@@ -57,8 +57,8 @@ def resolved(config: Config, file: Path | None, problem: Callable[[str, str], No
         path = finder.data(f"eval.sets.{name}", path)
         sets[name] = path if isinstance(given, str) else msgspec.structs.replace(given, path=path)
     evaluation = msgspec.structs.replace(config.eval, sets=sets)
-    if learner.reference not in ("", "start"):
-        rule = "neither start nor a directory"
+    if learner.reference_folder:
+        rule = "neither start, average nor a directory"
         reference = finder.found("learner.reference", learner.reference, rule, Path.is_dir)
         learner = msgspec.structs.replace(learner, reference=reference)
     if learner.deepspeed:

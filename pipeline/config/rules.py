@@ -124,6 +124,17 @@ def _batch_and_loss(config: Config) -> Iterator[tuple[str, str]]:
     if kl and not config.learner.reference:
         cure = "set learner.reference: start, or kl: 0"
         yield f"loss.{config.loss.name}.kl", f"found {kl}, but learner.reference is empty: {cure}"
+    if config.loss.options.get("proximal") == "reference" and not config.learner.reference:
+        cure = "set learner.reference: average, or proximal: old"
+        found = f"found reference, but learner.reference is empty: {cure}"
+        yield f"loss.{config.loss.name}.proximal", found
+    if config.learner.reference == "average":
+        if config.learner.zero == 3:
+            cure = "set it to 0, 1 or 2: the average is of weights that are whole on each rank"
+            yield "learner.zero", f"found 3, but learner.reference is average: {cure}"
+        if config.learner.lora is not None:
+            cure = "set learner.reference: start, or lora: null"
+            yield "learner.reference", f"found average, but learner.lora is set: {cure}"
     mastered = config.loss.options.get("mastered_tau", 0.0)
     if mastered and not config.learner.entropy:
         cure = "set learner.entropy: true, or mastered_tau: 0"

@@ -214,8 +214,11 @@ class LearnerConfig(Section, frozen=True, kw_only=True):
     """Seconds that a step may wait, before its update, for logprobs of tokens that later steps may
     train on (`max_staleness`); a token without one uses the engine's. 0: none are asked for."""
     reference: str = ""
-    """Frozen model that a loss may hold the policy near: `start` (the run's `model`), or a
-    directory with the same vocabulary. Empty: none."""
+    """Model that a loss may hold the policy near: `start` (the run's `model`), `average` (a moving
+    average of the trained weights; `zero` 0 to 2, one more copy in float32), or a directory with
+    the same vocabulary. Empty: none."""
+    reference_decay: Annotated[float, Meta(ge=0, lt=1)] = 0.889
+    """Weight of older weights in `reference: average`, for each optimizer step since."""
     aggregate: Literal["auto", "token", "sequence", "group", "constant"] = "auto"
     """Mean that the loss is: over all `token`s of the step; over a `sequence`'s tokens, then over
     sequences; over a `group`'s tokens, then over groups; or a sum over the number of sequences and
@@ -253,6 +256,11 @@ class LearnerConfig(Section, frozen=True, kw_only=True):
     pace: str | LearnerPace = ""
     """Emulated pace: what a token takes at least on each rank, as on the hardware named (`h20-7b`)
     or by its options. Everything is computed for real; then the rank waits. Empty: none."""
+
+    @property
+    def reference_folder(self) -> str:
+        """Directory of the reference model, "" if it has none of its own."""
+        return "" if self.reference in ("start", "average") else self.reference
 
 
 class EngineConfig(Section, frozen=True, kw_only=True):

@@ -43,6 +43,21 @@ def adapters(model: Path, zero: int, rank: int, world: int) -> dict[str, Any]:
     return {"moved": moved, "names": list(before)}
 
 
+def averaged(model: Path, zero: int, rank: int, world: int) -> dict[str, Any]:
+    """Three steps, and the moving average of their weights."""
+    import torch
+
+    from learner.build import load_model
+    from learner.moving_average import MovingAverage
+
+    actor = Rank(model, zero)
+    own = load_model(model, torch.device("cpu"))
+    actor.passes.average = MovingAverage(own, actor.zero.module, decay=0.5)
+    for groups in STEPS:
+        assert actor.close(groups, actor.add(shares(groups, rank, world, lazy=False)))
+    return {"average": torch.cat([p.detach().flatten() for p in own.parameters()])}
+
+
 def scaled(model: Path, zero: int, rank: int, world: int) -> dict[str, Any]:
     """Two steps whose rate the loss halves, knowing what all ranks have computed."""
     actor = Rank(model, zero)
@@ -82,6 +97,7 @@ def main() -> None:
         found[f"sequences-{zero}"] = streamed(model, zero, rank, world, aggregate="sequence")
     for zero in (0, 2):
         found[f"scaled-{zero}"] = scaled(model, zero, rank, world)
+        found[f"averaged-{zero}"] = averaged(model, zero, rank, world)
     found["decayed-resumed-2"] = resumed(model, 2, rank, world, out, **DECAYED)
     found["lora-0"] = adapters(model, 0, rank, world)
     for zero in (0, 2):

@@ -159,3 +159,21 @@ def test_a_loss_scales_the_rate_of_all_ranks_by_sums_over_all_of_them(
     assert first["asked"][0] == pytest.approx(sum(m.weight * m.sampled_tokens for m in heard))
     assert first["asked"] == second["asked"]
     assert torch.equal(first["weights"], second["weights"])
+
+
+@pytest.mark.parametrize("zero", [0, 2])
+def test_the_moving_average_is_that_of_the_weights_after_each_step(
+    ranks: list[dict[str, Any]], model: Path, zero: int
+):
+    """With decay .5 the weights of steps 0 to 3 count 1/8, 1/4, 1/2 and 1, over their sum."""
+    plain = Plain(model)
+    before = plain.weights()
+    seen = [before]
+    for step in range(3):
+        plain.step(groups_of(step))
+        seen.append(plain.weights())
+    expected = sum(w * 0.5 ** (3 - step) for step, w in enumerate(seen)) / 1.875
+    found = ranks[0][f"averaged-{zero}"]["average"]
+    assert isinstance(expected, torch.Tensor)
+    assert same_update(found, expected, before)
+    assert torch.equal(found, ranks[1][f"averaged-{zero}"]["average"])

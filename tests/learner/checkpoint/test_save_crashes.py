@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from learner.checkpoint.save import MODEL, optimizer_file, save_model, save_optimizer
+from learner.checkpoint.save import MODEL, optimizer_file, save_model, save_tensors
 from pipeline.checkpoint import store
 from pipeline.coordinator.snapshot import Snapshot
 from pipeline.system.durable_files import Disk
@@ -59,7 +59,7 @@ def save(folder: Path, state: Snapshot, step: int, content: str, disk: Disk) -> 
     checkpoints = folder / "checkpoints"
     directory = store.begin_draft(checkpoints, step, disk)
     save_model(tiny(), SOURCE, directory / MODEL, disk)
-    save_optimizer({"step": torch.ones(8) * step}, optimizer_file(directory, 0), disk)
+    save_tensors({"step": torch.ones(8) * step}, optimizer_file(directory, 0), disk)
     about = {"content": content}
     store.commit(directory, msgspec.structs.replace(state, step=step), about, disk)
     if isinstance(disk, Recorder):
@@ -104,4 +104,4 @@ def test_a_full_disk_is_an_error_of_the_rank_that_lives_on(tmp_path: Path, room:
         save_model(model, SOURCE, folder / MODEL)
     state = {"momentum": torch.ones(room)}
     with small_disk(tmp_path / "other", room) as folder, pytest.raises((OSError, RuntimeError)):
-        save_optimizer(state, optimizer_file(folder, 0))
+        save_tensors(state, optimizer_file(folder, 0))

@@ -235,6 +235,19 @@ def test_decoupled_ppo_is_the_published_objective_and_leaves_wild_tokens_out():
     assert value == pytest.approx(-2.0 * (1.25 * 1.2 + 1.2 + 10.0), rel=1e-5)
 
 
+def test_ppo_ewma_takes_the_reference_for_the_proximal_policy():
+    """-(p/b) min(u A, clip(u) A), u = new/p, whatever the old logprobs are: here 1.1 and 1.4."""
+    given = {
+        "logprobs_BT": torch.tensor([[0.55, 0.7]]).log(),
+        "behaviour_BT": torch.tensor([[0.4, 0.5]]).log(),
+        "reference_BT": torch.tensor([[0.5, 0.5]]).log(),
+    }
+    batch = changed(batch_of([[1.0] * 2], [2.0]), **given)
+    value, gradient_BT, _ = outcome(DecoupledPpo(DecoupledPpoOptions(proximal="reference")), batch)
+    assert value == pytest.approx(-2.0 * (1.25 * 1.1 + 1.0 * 1.2), rel=1e-5)
+    assert gradient_BT[0].tolist() == pytest.approx([-2.75, 0.0], abs=1e-5)
+
+
 def test_decoupled_ppo_of_an_impossible_behaviour_is_finite():
     batch = batch_of([[1.0]], [1.0], behaviour_BT=torch.tensor([[-1000.0]]))
     value, gradient_BT, _ = outcome(DecoupledPpo(), batch)
