@@ -22,7 +22,16 @@ from pipeline.plugins import registry
 Fingerprint = dict[str, str]
 
 FREE = (
-    *("step.count", "engine.", "eval.", "checkpoint.", "timeouts.", "metrics.", "debug."),
+    *(
+        "step.count",
+        "engine.",
+        "placement.",
+        "eval.",
+        "checkpoint.",
+        "timeouts.",
+        "metrics.",
+        "debug.",
+    ),
     "recipe",  # its settings stand beside it
     *("learner.lr", "learner.clip_norm", "learner.warmup_steps", "learner.entropy"),
     *(

@@ -20,6 +20,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "clip_cov": [{}, {"share": 0.3, "low": 0.0}],
     "kl_cov": [{}, {"share": 0.3}],
     "drpo": [{}, {"kl_weight": 5.0, "kl_limit": 0.0}],
+    "decoupled_ppo": [{}, {"proximal": "reference"}],
     "vcpo": [{}, {"kl": 0.1, "kl_estimator": "k2"}],
 }
 LOSSES = [
