@@ -20,6 +20,9 @@ from pipeline.plugins.budgets.length_variance import LengthVarianceOptions
 from pipeline.plugins.budgets.uniform import UniformOptions, candidates_of
 from pipeline.stage.build import spare_groups
 
+_HOLDS = {"pilot_commit", "xrpo"}
+"""Selectors of the house that hold groups."""
+
 
 def without_effect(config: Config) -> list[str]:
     """Returns a line for each such setting: its key, its value, and why nothing comes of it."""
@@ -90,6 +93,9 @@ def _learner(config: Config) -> Iterator[tuple[str, str]]:
         yield "loss", f"kl_cov, but {why}: no token is held near the old policy"
     if section.no_decay != LearnerConfig().no_decay and not section.weight_decay:
         yield "learner.no_decay", f"{', '.join(section.no_decay)}, but learner.weight_decay is 0"
+    decay = section.reference_decay
+    if section.reference != "average" and decay != LearnerConfig().reference_decay:
+        yield "learner.reference_decay", f"{decay:g}, but learner.reference is not average"
     longest = config.sampling.max_tokens + config.data.max_prompt_tokens
     cap = section.tokens_per_micro_batch
     if cap < longest:
@@ -173,6 +179,9 @@ def _prompts(config: Config) -> Iterator[tuple[str, str]]:
         yield "batch.replay.fresh", f"{share:g}, but step.keep is 0: nothing is there to replay"
     elif step.keep and config.batch.name in {*registry.builtin_names("batch")} - {"replay"}:
         yield "step.keep", f"{step.keep}, but batch {config.batch.name} replays nothing"
+    hold_none = {*registry.builtin_names("selector")} - _HOLDS
+    if step.hold and config.selector.name in hold_none:
+        yield "step.hold", f"{step.hold:g}, but selector {config.selector.name} holds no group"
     turn = config.environment.options.get("turn_tokens", 0)
     if turn >= config.sampling.max_tokens:
         why = f"a whole response has at most {config.sampling.max_tokens}"

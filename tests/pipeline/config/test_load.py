@@ -184,7 +184,7 @@ def test_reference_is_start_or_a_directory_that_exists(write, tmp_path: Path):
     found = load(path, ["learner.reference=teacher"]).learner.reference
     assert found == str((tmp_path / "teacher").resolve())
     [line] = problems(path, "learner.reference=nowhere")
-    assert "learner.reference: found 'nowhere': neither start nor a directory" in line
+    assert "learner.reference: found 'nowhere': neither start, average nor a directory" in line
 
 
 def test_more_updates_than_groups_of_a_step_are_refused(write):

@@ -74,6 +74,16 @@ REFUSED: list[tuple[Sequence[str], str, str]] = [
         "found 'prompt' for both the prompt and the answer of chain_sums; name another",
     ),
     (["learner.updates=17"], "learner.updates", "found 17, expected at most step.prompts, 16"),
+    (
+        ["loss.decoupled_ppo.proximal=reference"],
+        "loss.decoupled_ppo.proximal",
+        "found reference, but learner.reference is empty",
+    ),
+    (
+        ["learner.reference=average", "learner.zero=3"],
+        "learner.zero",
+        "found 3, but learner.reference is average",
+    ),
     (["loss.dapo.kl=0.1"], "loss.dapo.kl", "found 0.1, but learner.reference is empty"),
     (["eval.every=0", "eval.best=accuracy"], "eval.best", "but eval.every is 0"),
     (["selector.longest=8"], "selector.dual_end", "longest is 8, but group.size is 8: at most 7"),
@@ -246,6 +256,11 @@ NOTED: list[tuple[Sequence[str], str]] = [
     (["batch.quorum.size=8"], "batch.quorum.size is 8, which is group.size: as with fifo"),
     (["batch=replay"], "batch.replay.fresh is 0.5, but step.keep is 0: nothing is there to replay"),
     (["step.keep=16"], "step.keep is 16, but batch fifo replays nothing"),
+    (["step.hold=3"], "step.hold is 3, but selector dual_end holds no group"),
+    (
+        ["learner.reference=start", "learner.reference_decay=0.5"],
+        "learner.reference_decay is 0.5, but learner.reference is not average",
+    ),
     (
         ["environment.calculator.turn_tokens=128"],
         "environment.calculator.turn_tokens is 128, but a whole response has at most 128",
@@ -271,6 +286,9 @@ LEGITIMATE: list[Sequence[str]] = [
     ["advantage.overlong_tokens=128"],
     ["engine.chunk_tokens=500"],  # whole responses, but nothing is streamed to the learner
     ["engine.slots=2"],  # candidates queue
+    ["learner.reference=average"],
+    ["placement.order=longest", "placement.kv_tokens=4096"],
+    ["budget.top_up=slowest"],
     ["learner.reference=start"],  # a divergence that is measured
     ["learner.overlap=token", "learner.reference=start"],
     ["learner.zero=3", "learner.overlap=token", "learner.reference=start"],
