@@ -258,7 +258,7 @@ def test_a_start_that_found_no_room_blocks_no_other(
 
     run = create_run(elsewhere / "r", fresh=False)
     with monkeypatch.context() as disk:
-        disk.setattr(Path, "write_text", full(Path.write_text))
+        disk.setattr(Path, "write_bytes", full(Path.write_bytes))
         disk.setattr(os, "fsync", full(os.fsync))
         with pytest.raises(OSError, match="No space left"):
             identify(run, config)

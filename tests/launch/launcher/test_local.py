@@ -124,14 +124,14 @@ def test_weights_go_below_the_run_when_memory_takes_no_file(
     run.make_folders()
     memory.mkdir()
     monkeypatch.setattr(temp_dirs, "SHARED_MEMORY", memory)
-    real, full = Path.write_text, [memory]
+    real, full = Path.write_bytes, [memory]
 
-    def write_text(path: Path, *arguments: Any, **options: Any) -> int:
+    def write_bytes(path: Path, *arguments: Any, **options: Any) -> int:
         if any(path.is_relative_to(place) for place in full):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return real(path, *arguments, **options)
 
-    monkeypatch.setattr(Path, "write_text", write_text)
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
     assert local.weights_directory(run, need_bytes=1).parent == run.path
     assert list(memory.iterdir()) == []
     full.append(run.path)
