@@ -21,8 +21,8 @@ VERL: dict[str, str] = {
     "actor_rollout_ref.model.path": "model",
     "actor_rollout_ref.rollout.n": "group.size",
     "actor_rollout_ref.rollout.temperature": "sampling.temperature",
-    "actor_rollout_ref.rollout.top_p": f"eval.top_p, for evaluations; {_WHOLE}",
-    "actor_rollout_ref.rollout.top_k": f"eval.top_k, for evaluations; {_WHOLE}",
+    "actor_rollout_ref.rollout.top_p": f"eval.top_p; for evaluations alone: {_WHOLE}",
+    "actor_rollout_ref.rollout.top_k": f"eval.top_k; for evaluations alone: {_WHOLE}",
     "actor_rollout_ref.rollout.val_kwargs.temperature": "eval.temperature",
     "actor_rollout_ref.rollout.val_kwargs.top_p": "eval.top_p",
     "actor_rollout_ref.rollout.val_kwargs.top_k": "eval.top_k",
@@ -117,13 +117,13 @@ TRL: dict[str, str] = {
     "learner.tokens_per_micro_batch",
     "gradient_accumulation_steps": "none: a step runs as many passes as it needs",
     "steps_per_generation": "learner.max_staleness",
-    "top_p": f"eval.top_p, for evaluations; {_WHOLE}",
-    "top_k": f"eval.top_k, for evaluations; {_WHOLE}",
-    "min_p": f"eval.min_p, for evaluations; {_WHOLE}",
+    "top_p": f"eval.top_p; for evaluations alone: {_WHOLE}",
+    "top_k": f"eval.top_k; for evaluations alone: {_WHOLE}",
+    "min_p": f"eval.min_p; for evaluations alone: {_WHOLE}",
     "repetition_penalty": f"none: {_WHOLE}",
     "stop": "sampling.stop",
     "stop_strings": "sampling.stop",
-    "generation_kwargs": "sampling.stop for its stop; the rest is in eval, for evaluations",
+    "generation_kwargs": "sampling.stop for its stop; the others are in eval, for evaluations",
 }
 """Name of TRL's `GRPOConfig`, of its script or of transformers -> what does the same in darts."""
 
@@ -157,7 +157,8 @@ def _is_distinct(key: str) -> bool:
 def _said(whose: str, key: str, name: str) -> str:
     if name.startswith("none: "):
         return f"{whose}'s {key} has no setting here: {name.removeprefix('none: ')}"
-    return f"{whose}'s {key} is {name} here"
+    first, _, more = name.partition("; ")
+    return f"{whose}'s {key} is {first} here{more and f'; {more}'}"
 
 
 def hint(option: str) -> str:
