@@ -14,7 +14,7 @@ from typing import Protocol
 
 import msgspec
 
-from pipeline.wire.fields import PacedSteps
+from pipeline.wire.fields import Drawing, PacedSteps
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,7 +23,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     id: str  # an emulated pace does not hold those back that begin with `engines.pace.FREE`
     tokens: Sequence[int]  # prompt and the response tokens already held
     max_tokens: int  # new tokens at most, >= 1
-    temperature: float  # 0: the likeliest token, with its logprob at temperature 1
+    drawing: Drawing
     seed: int
     stop_tokens: tuple[int, ...] = ()
     """These end it too, beside the model's own; an engine that cannot may sample past them."""

@@ -21,6 +21,7 @@ from pipeline.config.schema import EngineConfig
 from pipeline.hardware.costs import PROFILE_PROMPT
 from pipeline.system import untrusted_files
 from pipeline.system.cache_dir import cache_directory
+from pipeline.wire.fields import Drawing
 
 SHORT, LONG = 8, 40
 """New tokens per request in the two batches."""
@@ -93,7 +94,7 @@ async def time_batch(engine: Engine, info: EngineInfo, count: int, tokens: int) 
                 id=f"profile-{tokens}-{number}",
                 tokens=prompt,
                 max_tokens=tokens,
-                temperature=1.0,
+                drawing=Drawing(),
                 seed=number,
                 ignore_stop=True,
             )

@@ -218,7 +218,7 @@ class Worker:
                 id=epoch.legs[key],
                 tokens=[*ints(request.prompt).tolist(), *ints(request.prefix).tolist()],
                 max_tokens=request.max_tokens,
-                temperature=request.temperature,
+                drawing=request.drawing,
                 seed=request.seed,
             )
             deltas = (

@@ -37,7 +37,8 @@ def build_engine(config: Config) -> Engine:
     if section.kind == "transformers":
         from engines.backends.transformers import TransformersEngine
 
-        return TransformersEngine(config.model, section, config.seed)
+        truncates = (config.eval.top_p, config.eval.top_k, config.eval.min_p) != (1.0, 0, 0.0)
+        return TransformersEngine(config.model, section, config.seed, truncates=truncates)
     if section.kind == "simulated":
         from engines.backends.simulated import SimulatedEngine
         from engines.model_facts import read_model_facts
@@ -62,15 +63,15 @@ async def serve_engine(stage: Path, config: Config, name: str, weights: Path | N
     from engines.stop_strings import StopStrings
     from engines.weights import PacedReceiver, WeightReceiver
     from engines.weights_fetch import FetchingReceiver
-    from pipeline.config.load import environment_options
+    from pipeline.config.load import stop_texts
     from pipeline.wire.client import StageClient
 
     try:
         peer_keys = peer_keys_of(stage)
         announce(f"starting the engine ({config.engine.kind}): imports, the model, a first token")
         engine = build_engine(config)
-        options = environment_options(config)
-        stops = StopStrings(config.model, options.stop) if options and options.stop else None
+        texts = stop_texts(config)
+        stops = StopStrings(config.model, texts) if texts else None
         info = await engine.start()
         if not info.latency:
             announce("measuring the engine's pace, once for this model and machine")

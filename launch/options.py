@@ -48,11 +48,13 @@ def exit_at_once(error: OSError) -> NoReturn:
     os._exit(1)
 
 
-def load_config(config: Path, overrides: list[str] | None) -> Any:
+def load_config(config: Path, overrides: list[str] | None, *, weights: bool = True) -> Any:
+    """Loads a configuration, or ends with all its problems. Without `weights`, those of a model on
+    the hub are not fetched."""
     from pipeline.config.load import ConfigError, load
 
     try:
-        return load(config, overrides or ())
+        return load(config, overrides or (), weights=weights)
     except ConfigError as error:
         count = len(error.problems)
         cure = "docs/configuration.md lists every key and its values"

@@ -5,11 +5,14 @@ No deadline for examples, for a busy machine is no bug.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from typing import Any
 
 import pytest
 from hypothesis import settings
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # a path that is not there is no question to the hub
 
 settings.register_profile("darts", deadline=None)
 settings.load_profile("darts")

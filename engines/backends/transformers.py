@@ -29,7 +29,7 @@ from engines.pace import FREE
 from engines.weights import FILE
 from engines.weights_probe import PROBES, probe_one_by_one
 from pipeline.config.schema import EngineConfig
-from pipeline.wire.fields import PacedSteps
+from pipeline.wire.fields import Drawing, PacedSteps
 
 
 class _Router(OutputRouter):
@@ -88,12 +88,17 @@ class TransformersEngine:
         model: a Hugging Face directory.
         section: settings of the engines.
         seed: for whatever has no seed of its own.
+        truncates: requests may ask for a part of the tokens (top_p and the like). On a GPU every
+            step pays for that.
     """
 
     has_model = True
 
-    def __init__(self, model: str, section: EngineConfig, seed: int = 0) -> None:
+    def __init__(
+        self, model: str, section: EngineConfig, seed: int = 0, *, truncates: bool = True
+    ) -> None:
         self._directory, self._section, self._seed = model, section, seed
+        self._truncates = truncates
         self._interval = min(8, section.chunk_tokens)
         self._facts: ModelFacts | None = None
         self._batching: Batching | None = None
@@ -111,11 +116,17 @@ class TransformersEngine:
         requests = self._section.slots + 2 * PROBES
         try:
             self._batching = batching = await asyncio.to_thread(
-                Batching, self._directory, self._section, requests, self._seed, router
+                Batching,
+                self._directory,
+                self._section,
+                requests,
+                self._seed,
+                router,
+                truncates=self._truncates,
             )
             cached = batching.cached_tokens
             self._limit = min(facts.max_model_tokens or cached, cached)
-            first = Sampling(id="first", tokens=[0], max_tokens=1, temperature=1.0, seed=0)
+            first = Sampling(id="first", tokens=[0], max_tokens=1, drawing=Drawing(), seed=0)
             async for _ in self.generate(first):
                 pass
         except Exception as error:  # anything may fail inside the library
@@ -137,6 +148,8 @@ class TransformersEngine:
                 f"{len(sampling.tokens)} tokens and {sampling.max_tokens} new ones do not fit "
                 f"a model and cache of {self._limit}"
             )
+        if not (sampling.drawing.whole or self._truncates):
+            raise ValueError("this engine was started to draw from all tokens")
         request = _Request(sampling)
         async for delta in self._run(request):
             yield delta
@@ -216,7 +229,8 @@ class TransformersEngine:
         """Hand a request to the library, with the tokens that it has."""
         assert self._batching is not None
         sampling, done = request.sampling, len(request.tokens)
-        greedy = not sampling.temperature and request.forced == NOT_FORCED
+        drawing = sampling.drawing
+        greedy = not drawing.temperature and request.forced == NOT_FORCED
         forced = LIKELIEST if greedy else request.forced
         free = FREE if sampling.id.startswith(FREE) else ""
         request.inner, request.heard = f"{free}{next(self._ids)}", 0
@@ -227,8 +241,8 @@ class TransformersEngine:
             [*sampling.tokens, *request.tokens],
             sampling.max_tokens - done,
             self._stops(sampling),
-            float(sampling.temperature) or 1.0,
-            Draw(sampling.seed, position=done, forced=forced),
+            float(drawing.temperature) or 1.0,
+            Draw(sampling.seed, position=done, forced=forced, drawing=drawing),
         ):
             request.error = "the library takes no more requests"
             request.news.set()
@@ -281,7 +295,7 @@ class TransformersEngine:
             id=f"{FREE}probe-{next(self._ids)}",
             tokens=before,
             max_tokens=1,
-            temperature=temperature,
+            drawing=Drawing(temperature=temperature),
             seed=0,
             ignore_stop=True,
         )

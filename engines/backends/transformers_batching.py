@@ -57,12 +57,20 @@ class Batching:
         section: settings of the engines.
         requests: most that run at once, probes included.
         router: receives new tokens, in the library's thread.
+        truncates: requests may ask for a part of the tokens.
 
     Raises: EngineError if the settings do not fit the machine.
     """
 
     def __init__(
-        self, directory: str, section: EngineConfig, requests: int, seed: int, router: OutputRouter
+        self,
+        directory: str,
+        section: EngineConfig,
+        requests: int,
+        seed: int,
+        router: OutputRouter,
+        *,
+        truncates: bool,
     ) -> None:
         chatter.disable_progress_bar()
         chatter.set_verbosity_error()
@@ -108,7 +116,8 @@ class Batching:
         static = any(given.get(name) for name in _STATIC)  # lengths are planned in every pass
         if not asked and not static and transformers_attention.attends_to_all(self._model.config):
             self._model.set_attn_implementation(transformers_attention.NAME)
-        sampling = TokenSampling()
+        # A captured graph does the same whatever the requests of a step ask for.
+        sampling = TokenSampling(always_truncates=truncates and device.type == "cuda")
         self._manager.output_router = router
         self._manager.logit_processor = sampling.processors()
         # Made before the warm-up, so that captured graphs include the sampling.

@@ -1,6 +1,8 @@
-"""Samples tokens inside transformers' continuous batching: seeds, temperatures, probes.
+"""Samples tokens inside transformers' continuous batching: seeds, truncation, probes.
 
-Turns the scores of a batch into one token and its logprob per request. A draw depends on
+Turns the scores of a batch into one token and its logprob per request, that of the distribution
+which was drawn from: of the tokens that min_p, top_k and top_p leave, as vLLM applies them
+(`v1/sample`). A draw depends on
 the request's seed and the position only, so the same request gives the same tokens
 whatever runs beside it; the library's own multinomial has one generator for all requests.
 The arguments of a request are passed as rows of the library's int32 tensor, one logits
@@ -15,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import LogitsProcessorList, TemperatureLogitsWarper
@@ -24,10 +27,13 @@ from transformers.generation.continuous_batching.cb_logits_processors import (
     ContinuousBatchingTemperatureLogitsWarper,
 )
 
+from pipeline.wire.fields import Drawing
+
 _ROWS = 64  # requests whose float64 sums are held at once: V may be 150,000
 _HALF = 31  # bits of a row of the int32 tensor; its sign stays free
 _MASK = (1 << 64) - 1
 NOT_FORCED, LIKELIEST = -1, -2
+_FROM_ALL = Drawing()
 
 
 @dataclass(slots=True)
@@ -46,6 +52,8 @@ class Draw:
     """Take this token whatever is drawn: a probe needs its logprob. `LIKELIEST`: the likeliest."""
     low: int = 0
     """The lower half of the newest number."""
+    drawing: Drawing = _FROM_ALL
+    """The part of the distribution that is drawn from; its temperature is applied elsewhere."""
 
     def next_bits(self) -> int:
         """Return the upper half of the next position's number."""
@@ -72,6 +80,8 @@ class _Row(ContinuousBatchingLogitsProcessor):
     def __init__(self, of: Callable[[Draw], int], default: int = 0) -> None:
         self._of, self._default = of, default
         self.values_N: Tensor = torch.empty(0, dtype=torch.int32)
+        self.differs = False
+        """Whether a request of this step has another number than the default."""
 
     def fill_defaults(self, int32_tensor: Tensor) -> None:
         int32_tensor.fill_(self._default)
@@ -79,6 +89,7 @@ class _Row(ContinuousBatchingLogitsProcessor):
     def prepare_tensor_args(self, requests_with_new_token: list[Any]) -> Tensor:
         draws = [r.state.logit_processor_kwargs.get("draw") for r in requests_with_new_token]
         values = [self._default if draw is None else self._of(draw) for draw in draws]
+        self.differs = any(value != self._default for value in values)
         return torch.tensor(values, dtype=torch.int32)
 
     def __call__(self, scores: Any, tensor_arg: Tensor) -> Any:
@@ -86,18 +97,33 @@ class _Row(ContinuousBatchingLogitsProcessor):
         return scores
 
 
-class TokenSampling:
-    """Makes the logits processors of an engine, and samples its tokens."""
+def _bits_of(value: float) -> int:
+    """A float32 as the int32 of the same bits."""
+    return int(np.float32(value).view(np.int32))
 
-    def __init__(self) -> None:
+
+class TokenSampling:
+    """Makes the logits processors of an engine, and samples its tokens.
+
+    Args:
+        always_truncates: apply min_p, top_k and top_p in every step, not only in those in which a
+            request asks for it.
+    """
+
+    def __init__(self, *, always_truncates: bool = False) -> None:
+        self._always_truncates = always_truncates
         self._high = _Row(Draw.next_bits)  # first: the others read what it has made
         self._low = _Row(lambda draw: draw.low)
         self._forced = _Row(lambda draw: draw.forced, NOT_FORCED)
+        self._top_k = _Row(lambda draw: draw.drawing.top_k)
+        self._top_p = _Row(lambda draw: _bits_of(draw.drawing.top_p), _bits_of(1.0))
+        self._min_p = _Row(lambda draw: _bits_of(draw.drawing.min_p))
 
     def processors(self) -> ContinuousBatchingLogitsProcessorList:
         """Return the processors of `add_request(temperature=, draw=)` for the manager."""
         temperature = ContinuousBatchingTemperatureLogitsWarper(TemperatureLogitsWarper(1.0))
-        rows: list[Any] = [temperature, self._high, self._low, self._forced]
+        own = (self._high, self._low, self._forced, self._top_k, self._top_p, self._min_p)
+        rows: list[Any] = [temperature, *own]
         made = ContinuousBatchingLogitsProcessorList(LogitsProcessorList(rows))
         made.tensors_required = len(rows)  # it counts only those that it has converted itself
         return made
@@ -109,12 +135,61 @@ class TokenSampling:
             scores: shape (1, N, V), float32, divided by the temperature.
             output_ids: int32, shape (2, at least N); written.
         """
+        scores_NV = scores[0]
+        if self._always_truncates or self._asks_for_a_part():
+            scores_NV = likely_tokens(
+                scores_NV,
+                self._min_p.values_N.view(torch.float32),
+                self._top_k.values_N,
+                self._top_p.values_N.view(torch.float32),
+            )
         tokens_N, logprobs_N = draw_tokens(
-            scores[0], self._high.values_N, self._low.values_N, self._forced.values_N
+            scores_NV, self._high.values_N, self._low.values_N, self._forced.values_N
         )
         count = len(tokens_N)
         output_ids[0, :count].copy_(tokens_N)
         output_ids[1, :count].copy_(logprobs_N.view(dtype=torch.int32))
+
+    def _asks_for_a_part(self) -> bool:
+        return any(row.differs for row in (self._top_k, self._top_p, self._min_p))
+
+
+def likely_tokens(scores_NV: Tensor, min_p_N: Tensor, top_k_N: Tensor, top_p_N: Tensor) -> Tensor:
+    """Set the scores of tokens that may not be drawn to -inf; the likeliest may always be.
+
+    Args:
+        scores_NV: logits, float32.
+        min_p_N: least probability over that of the likeliest token; 0: all.
+        top_k_N: number of likeliest tokens; 0: all. Tokens equal to the last one stay.
+        top_p_N: probability, of what the others leave, that the likeliest tokens left have together
+            at least; 1: all.
+
+    >>> even = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
+    >>> none, all_k, all_p = torch.zeros(1), torch.zeros(1, dtype=torch.int32), torch.ones(1)
+    >>> likely_tokens(even, none + 0.2, all_k, all_p).isfinite().sum().item()
+    3
+    >>> likely_tokens(even, none, all_k + 1, all_p).isfinite().sum().item()
+    1
+    >>> likely_tokens(even, none, all_k, all_p * 0.7).isfinite().sum().item()
+    2
+    """
+    vocabulary = scores_NV.size(-1)
+    sorted_NV, order_NV = scores_NV.sort(dim=-1, descending=True)
+    probs_NV = sorted_NV.softmax(-1)
+    # In the order of likelihood each of the three leaves a beginning.
+    sorted_NV = sorted_NV.masked_fill(
+        probs_NV < min_p_N.unsqueeze(-1) * probs_NV[:, :1], -torch.inf
+    )
+    last_N = torch.where(top_k_N > 0, top_k_N, vocabulary).clamp(max=vocabulary).long() - 1
+    sorted_NV = sorted_NV.masked_fill(
+        sorted_NV < sorted_NV.gather(-1, last_N.unsqueeze(-1)), -torch.inf
+    )
+    probs_NV = sorted_NV.softmax(-1)
+    before_NV = probs_NV.cumsum(-1) - probs_NV
+    beyond_NV = (before_NV >= top_p_N.unsqueeze(-1)) & (top_p_N < 1).unsqueeze(-1)
+    beyond_NV[:, 0] = False
+    sorted_NV = sorted_NV.masked_fill(beyond_NV, -torch.inf)
+    return torch.full_like(scores_NV, -torch.inf).scatter(-1, order_NV, sorted_NV)
 
 
 def draw_tokens(

@@ -1,9 +1,9 @@
 """vLLM as an engine: `AsyncLLM` starts it and its core samples; `vllm_outputs` reads what it sends.
 
-Keeps three promises: logprobs are of the distribution that was sampled from
-(after temperature), a delta has one version of the weights, and after `close`
-none of vLLM's processes is left. Importing this module does not import vLLM: its
-environment must be set first.
+Keeps three promises: logprobs are of the distribution that was sampled from (after temperature,
+min_p, top_k and top_p), a delta has one version of the weights, and after `close` none of
+vLLM's processes is left. Importing this module does not import vLLM: its environment must be
+set first.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from engines.weights_probe import PROBES, probe_one_by_one
 from pipeline.config.pace import engine_pace
 from pipeline.config.schema import EngineConfig
 from pipeline.system.cpu_cores import engine_cores
-from pipeline.wire.fields import PacedSteps
+from pipeline.wire.fields import Drawing, PacedSteps
 
 _SHUTDOWN_S = 2.0  # then vLLM kills its processes: there is nothing to wait for
 
@@ -58,7 +58,7 @@ class VllmEngine:
             self._llm = async_llm(self._model, self._section, self._seed)
             self._outputs = CoreOutputs(self._llm, self._section.chunk_tokens)
             async for _ in self.generate(
-                Sampling(id="first", tokens=[0], max_tokens=1, temperature=1.0, seed=0)
+                Sampling(id="first", tokens=[0], max_tokens=1, drawing=Drawing(), seed=0)
             ):
                 pass
             await self._llm.collective_rpc("darts_readable", args=(self._model,))
@@ -240,7 +240,10 @@ def sampling_params(sampling: Sampling, stop_tokens: Sequence[int]) -> Any:
     from vllm import SamplingParams
 
     return SamplingParams(
-        temperature=sampling.temperature,
+        temperature=sampling.drawing.temperature,
+        top_p=sampling.drawing.top_p,
+        top_k=sampling.drawing.top_k,
+        min_p=sampling.drawing.min_p,
         max_tokens=sampling.max_tokens,
         seed=sampling.seed & (2**63 - 1),  # what torch's generators take
         stop_token_ids=[] if sampling.ignore_stop else [*stop_tokens, *sampling.stop_tokens],

@@ -21,7 +21,7 @@ def best_checkpoint(path: Path) -> tuple[Path, str]:
     run = RunFolder(path)
     if not run.config.exists():
         raise ValueError(f"{path}: not the folder of a run: it has no {run.config.name}")
-    key = load(run.config).eval.best
+    key = load(run.config, weights=False).eval.best
     if not key:
         raise ValueError(
             f"{run.config}: eval.best is empty, so no step is the best; choose a checkpoint in "

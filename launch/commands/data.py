@@ -28,7 +28,10 @@ _WIDE = 100  # columns without a terminal
 @data_app.command("check")
 def check_command(
     what: Annotated[
-        str, typer.Argument(help="a configuration (.yaml), or data: a file, a folder or a pattern")
+        str,
+        typer.Argument(
+            help="a configuration (.yaml), or data: a file, folder, pattern or name on the hub"
+        ),
     ],
     overrides: Overrides = None,
     model: Annotated[
@@ -72,7 +75,7 @@ def _config(what: str, overrides: list[str], model: Path | None) -> Config:
     """Loads a configuration file, or the defaults with this data."""
     own = [f"model={model}"] if model is not None else []
     if what.endswith((".yaml", ".yml")):
-        return load_config(Path(what), [*own, *overrides])
+        return load_config(Path(what), [*own, *overrides], weights=False)
     if model is None:
         exit_with_error(f"{what}: name the model whose tokenizer to use: --model DIR", 2)
     import json
@@ -82,7 +85,7 @@ def _config(what: str, overrides: list[str], model: Path | None) -> Config:
         "data.held_out=0",
         "eval.every=0",
     ]
-    return load_config(Path(os.devnull), [*own, *alone, *overrides])
+    return load_config(Path(os.devnull), [*own, *alone, *overrides], weights=False)
 
 
 def _read(config: Config) -> tuple[Tokenizer, Dataset, Dataset]:

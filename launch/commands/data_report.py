@@ -115,7 +115,7 @@ def report_of(data: Dataset) -> DataReport:
 def tokens_of(config: Config, tokenizer: Tokenizer, *data: Dataset) -> TokenReport:
     """Reports on the tokens that begin a prompt and end a response."""
     return TokenReport(
-        facts=tuple(findings.facts_of(tokenizer)),
+        facts=tuple(findings.facts_of(tokenizer, config.sampling.stop)),
         warnings=tuple(findings.warnings_of(config, tokenizer, *data)),
     )
 

@@ -50,7 +50,7 @@ def try_command(
     from pipeline.system.untrusted_files import UnreadableFile
     from pipeline.workers.pool import RewardFailed
 
-    loaded = load_config(config, overrides)
+    loaded = load_config(config, overrides, weights=False)
     try:
         read = _of_run(samples, loaded) if samples.is_dir() else _of_file(samples, loaded)
         given = list(read)[:limit]

@@ -141,7 +141,7 @@ def _prompt_text(run: RunFolder, story: Story) -> str:
         return ""
     evaluated = story.ended is not None and story.ended.kind == "eval"
     try:
-        config = load(run.config)
+        config = load(run.config, weights=False)
         tokenizer = Tokenizer(Path(config.model))
         if evaluated:
             data = eval_sets.load_eval_sets(config, tokenizer).data

@@ -13,7 +13,7 @@ from launch.preflight.plugins import plugin_problems
 from launch.preflight.settings import settings_problems
 from launch.preflight.weights import weights_problems
 from launch.preflight.without_effect import without_effect
-from pipeline.config import rules
+from pipeline.config import hub, rules
 from pipeline.config.schema import Config
 from pipeline.data import eval_sets, findings
 from pipeline.data.dataset import DataError, load_train
@@ -68,8 +68,8 @@ def check_everything(config: Config, *, ask: bool = False) -> list[str]:
         *([f"recipe: {config.recipe}"] if config.recipe else []),
         *skipped,
         *(f"warning: {line}" for line in (*rules.warnings(config), *told, *tried.warnings)),
-        f"model: {config.model} ({tokenizer.vocabulary} tokens)",
-        *(f"tokens: {fact}" for fact in findings.facts_of(tokenizer)),
+        f"model: {hub.pinned(config.model)} ({tokenizer.vocabulary} tokens)",
+        *(f"tokens: {fact}" for fact in findings.facts_of(tokenizer, config.sampling.stop)),
         f"training: {train.summary_line()}",
         f"held out: {held_out.data.summary_line()}",
         *([f"reward: {tried.line}", f"not looked at: {UNSEEN}"] if ask else []),

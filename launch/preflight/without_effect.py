@@ -12,6 +12,7 @@ import contextlib
 from collections.abc import Iterator
 
 from pipeline.config import deepspeed_json, logprob_uses
+from pipeline.config.evaluation import EvalConfig
 from pipeline.config.load import plugin_class
 from pipeline.config.schema import Config, LearnerConfig, MetricsConfig
 from pipeline.plugins import registry
@@ -47,8 +48,10 @@ def _schedules(config: Config) -> Iterator[tuple[str, str]]:
         if evaluation.sets:
             names = ", ".join(evaluation.sets)
             yield "eval.sets", f"given ({names}), but eval.every is 0"
-        if evaluation.greedy:
-            yield "eval.greedy", "true, but eval.every is 0"
+        for name in ("greedy", "temperature", "top_p", "top_k", "min_p", "max_tokens"):
+            value = getattr(evaluation, name)
+            if value != getattr(EvalConfig(), name):
+                yield f"eval.{name}", f"{str(value).lower()}, but eval.every is 0"
     if not config.metrics.timing and config.metrics.trace_steps != MetricsConfig().trace_steps:
         if config.metrics.trace_steps:
             yield (

@@ -148,7 +148,7 @@ def simulate_command(
             status = command.print_preset(preset, out)
         case "explore":
             if own is not None:
-                load_config(config, overrides)  # complains before anything is tried
+                load_config(config, overrides, weights=False)  # complains before anything is tried
             status = command.explore_seeds(explore, seed, modes, out, own)
         case "replay":
             try:
@@ -158,7 +158,7 @@ def simulate_command(
         case "mode":
             try:
                 if own is not None:
-                    load_config(config, overrides)
+                    load_config(config, overrides, weights=False)
                 status = command.replay_seed(seed, modes[0], faults, own)
             except ValueError as error:
                 exit_with_error(f"--faults is {faults!r}: {error}", 2)
@@ -171,5 +171,7 @@ def simulate_command(
                 lengths=Lengths(median=median, between=between, within=within),
                 rate=rate,
             )
-            status = command.simulate_one(load_config(config, overrides), scenario, out, trace)
+            status = command.simulate_one(
+                load_config(config, overrides, weights=False), scenario, out, trace
+            )
     raise typer.Exit(status)

@@ -70,7 +70,7 @@ def replay_run(path: Path, profile: EngineProfile | None, left: float) -> Replay
     run = RunFolder(path)
     if not run.result.exists():
         raise ReplayError(f"{run.result}: no such file; only a finished run can be replayed")
-    config = load(run.config)
+    config = load(run.config, weights=False)
     metrics = all_lines(run.metrics)
     steps = [line for line in metrics if line["what"] == "step"]
     decisions = all_lines(run.decisions)

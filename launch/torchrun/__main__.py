@@ -73,6 +73,7 @@ from launch.torchrun.rendezvous import (
 from launch.torchrun.roles import RolesError, check_world
 from pipeline.checkpoint.store import CheckpointError, Refused, newest
 from pipeline.config.load import ConfigError, dump, load
+from pipeline.config.paths import names_without_commit
 from pipeline.config.schema import Config
 from pipeline.data.files import DataError
 from pipeline.observability.recorder import Records
@@ -294,6 +295,10 @@ def main() -> int:
     node = Node.from_torchrun(os.environ)
     try:
         config = load(args.config, args.overrides)
+        written = " ".join([args.config.read_text("utf-8"), *args.overrides])
+        if loose := names_without_commit(config, written):
+            why = "every machine, and a restart, must read the same commit: name it"
+            raise RunError(f"{why}, as in {', '.join(loose)}")
         if args.secret:
             args.secret = SharedSecret(read_bytes(args.secret, _SECRET_BYTES))
         else:

@@ -14,7 +14,7 @@ from typing import Any, cast
 import msgspec
 import xxhash
 
-from pipeline.config import rules
+from pipeline.config import paths, rules
 from pipeline.config.schema import Config, DataConfig, Plugin
 from pipeline.data.files import files_of
 from pipeline.plugins import registry
@@ -133,7 +133,7 @@ def differences(saved: Mapping[str, str], now: Mapping[str, str], settings: str)
 
 def _as_written(config: Config) -> dict[str, Any]:
     """Return section -> key -> value; a plug-in's options under its name, as in the file."""
-    found: dict[str, Any] = msgspec.to_builtins(config)
+    found: dict[str, Any] = msgspec.to_builtins(paths.as_saved(config))
     for kind in registry.PACKAGES:
         plugin: Plugin = getattr(config, kind)
         found |= {kind: plugin.name, f"{kind}.{plugin.name}": found[kind]["options"]}

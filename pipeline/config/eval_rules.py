@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from pipeline.config.evaluation import EvalConfig
 from pipeline.config.schema import Config
 from pipeline.plugins.ranges import did_you_mean
 
@@ -15,6 +16,7 @@ def problems(config: Config) -> Iterator[tuple[str, str]]:
     """(key, complaint) for what does not fit."""
     section = config.eval
     metrics: list[str] = []
+    yield from _sampling(config)
     if config.data.held_out != 0:
         metrics += _metrics("", section.samples, section.k, greedy=section.greedy)
     if over := [k for k in section.k if k > section.samples]:
@@ -39,6 +41,21 @@ def problems(config: Config) -> Iterator[tuple[str, str]]:
         )
     if section.best and not section.every:
         yield "eval.best", f"found {section.best!r}, but eval.every is 0: nothing is evaluated"
+
+
+def _sampling(config: Config) -> Iterator[tuple[str, str]]:
+    section = config.eval
+    if section.temperature != 0:
+        return
+    sets = [one.samples for one in section.sets.values() if not isinstance(one, str)]
+    if most := max((n for n in (section.samples, *sets) if n > 1), default=0):
+        why = f"{most} responses of a prompt would be the same"
+        cure = "set eval.samples: 1, or leave the temperature and set eval.greedy: true"
+        yield "eval.temperature", f"found 0, and {why}: {cure}"
+    for name in ("top_p", "top_k", "min_p"):
+        if (value := getattr(section, name)) != getattr(EvalConfig(), name):
+            why = "eval.temperature is 0: the likeliest token is always taken"
+            yield f"eval.{name}", f"found {value}, but {why}; leave one of them out"
 
 
 def _metrics(prefix: str, samples: int, k: tuple[int, ...], *, greedy: bool) -> list[str]:

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from pipeline.config import overrides as changes
-from pipeline.config import recipes
+from pipeline.config import paths, recipes
 from pipeline.config.resolve import Resolver
 from pipeline.config.schema import Config, Plugin
 from pipeline.config.yaml_tree import Branch, write
@@ -32,14 +32,16 @@ class ConfigError(Exception):
         super().__init__("\n".join(self.problems))
 
 
-def load(path: Path | None, overrides: Sequence[str] = ()) -> Config:
-    """Read, override, check. Raises ConfigError with all problems.
+def load(path: Path | None, overrides: Sequence[str] = (), *, weights: bool = True) -> Config:
+    """Read, override, check, and fetch what is named on the Hugging Face hub and not here. Raises
+    ConfigError with all problems.
 
     Without a path everything is at its default but the overrides.
     Overrides are `key=value`: `step.prompts=32`, `selector=dual_end` (its options
     at their defaults), `selector.dual_end.longest=2` (chooses `dual_end`), and
     `budget.redundancy=1` (an option of the plug-in in force). Later ones win. `recipe=dars`
-    lies beneath all of them and over the file (`pipeline.config.recipes`).
+    lies beneath all of them and over the file (`pipeline.config.recipes`). Without `weights` a
+    model on the hub is fetched without them: for what asks its tokenizer only.
     """
     problems: list[str] = []
     tree = Branch("settings")
@@ -48,7 +50,7 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     tree, overrides = recipes.laid(tree, overrides, path, problems)
     for override in overrides:
         changes.apply(tree, override, problems)
-    resolver = Resolver(tree, path, problems)
+    resolver = Resolver(tree, path, problems, weights=weights)
     config = resolver.config()
     if problems:
         raise ConfigError(problems)
@@ -57,8 +59,10 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Config:
 
 def dump(config: Config) -> str:
     """The configuration as YAML with every value written out; `load` gives the same back, but
-    for the names of recipes, which stand in a comment: their settings are written out."""
-    builtin: dict[str, Any] = msgspec.to_builtins(msgspec.structs.replace(config, recipe=""))
+    for the names of recipes, which stand in a comment: their settings are written out. What came
+    from the hub stands with its name and commit."""
+    saved = msgspec.structs.replace(paths.as_saved(config), recipe="")
+    builtin: dict[str, Any] = msgspec.to_builtins(saved)
     for kind in registry.PACKAGES:
         plugin: Plugin = getattr(config, kind)
         builtin[kind] = {plugin.name: builtin[kind]["options"]} if plugin.options else plugin.name
@@ -70,6 +74,12 @@ def plugin_class(kind: str, plugin: Plugin) -> tuple[type[Any], interfaces.Optio
     """The class of a loaded configuration's plug-in, and its options to construct it with."""
     found = registry.find_plugin(kind, plugin.name)
     return found, msgspec.convert(plugin.options, registry.options_type(found))
+
+
+def stop_texts(config: Config) -> tuple[str, ...]:
+    """Texts that end a turn of a loaded configuration: its environment's, or `sampling.stop`."""
+    options = environment_options(config)
+    return options.stop if options else config.sampling.stop
 
 
 def environment_options(config: Config) -> interfaces.EnvironmentOptions | None:

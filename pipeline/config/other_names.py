@@ -6,6 +6,11 @@ with the setting that does the same here.
 
 from __future__ import annotations
 
+_WHOLE = (
+    "training samples from all tokens, as the learner's probabilities are of all: a token's "
+    "probability within a cut-off set is another, and the ratio of new to old one would be wrong"
+)
+
 VERL: dict[str, str] = {
     "data.train_files": "data.train",
     "data.val_files": "data.held_out",
@@ -16,6 +21,13 @@ VERL: dict[str, str] = {
     "actor_rollout_ref.model.path": "model",
     "actor_rollout_ref.rollout.n": "group.size",
     "actor_rollout_ref.rollout.temperature": "sampling.temperature",
+    "actor_rollout_ref.rollout.top_p": f"eval.top_p; for evaluations alone: {_WHOLE}",
+    "actor_rollout_ref.rollout.top_k": f"eval.top_k; for evaluations alone: {_WHOLE}",
+    "actor_rollout_ref.rollout.val_kwargs.temperature": "eval.temperature",
+    "actor_rollout_ref.rollout.val_kwargs.top_p": "eval.top_p",
+    "actor_rollout_ref.rollout.val_kwargs.top_k": "eval.top_k",
+    "actor_rollout_ref.rollout.val_kwargs.n": "eval.samples",
+    "actor_rollout_ref.rollout.val_kwargs.do_sample": "eval.greedy, or eval.temperature=0",
     "actor_rollout_ref.rollout.name": "engine.kind",
     "actor_rollout_ref.rollout.tensor_model_parallel_size": "engine.tensor_parallel",
     "actor_rollout_ref.rollout.gpu_memory_utilization": "engine.gpu_memory",
@@ -105,10 +117,13 @@ TRL: dict[str, str] = {
     "learner.tokens_per_micro_batch",
     "gradient_accumulation_steps": "none: a step runs as many passes as it needs",
     "steps_per_generation": "learner.max_staleness",
-    "top_p": "none: training samples at sampling.temperature alone",
-    "top_k": "none: training samples at sampling.temperature alone",
-    "min_p": "none: training samples at sampling.temperature alone",
-    "repetition_penalty": "none: training samples at sampling.temperature alone",
+    "top_p": f"eval.top_p; for evaluations alone: {_WHOLE}",
+    "top_k": f"eval.top_k; for evaluations alone: {_WHOLE}",
+    "min_p": f"eval.min_p; for evaluations alone: {_WHOLE}",
+    "repetition_penalty": f"none: {_WHOLE}",
+    "stop": "sampling.stop",
+    "stop_strings": "sampling.stop",
+    "generation_kwargs": "sampling.stop for its stop; the others are in eval, for evaluations",
 }
 """Name of TRL's `GRPOConfig`, of its script or of transformers -> what does the same in darts."""
 
@@ -142,7 +157,8 @@ def _is_distinct(key: str) -> bool:
 def _said(whose: str, key: str, name: str) -> str:
     if name.startswith("none: "):
         return f"{whose}'s {key} has no setting here: {name.removeprefix('none: ')}"
-    return f"{whose}'s {key} is {name} here"
+    first, _, more = name.partition("; ")
+    return f"{whose}'s {key} is {first} here{more and f'; {more}'}"
 
 
 def hint(option: str) -> str:

@@ -1,7 +1,8 @@
-"""Paths of a configuration -> absolute ones of what is there.
+"""Paths of a configuration -> absolute ones of what is there, and back to what is saved of them.
 
 A relative path is looked for in the current directory, then in the one above the
-folder of the configuration's file. What is not there is a complaint with its key.
+folder of the configuration's file. Of models and data, what is not there may be a name on the
+Hugging Face hub (`pipeline.config.hub`). What is nowhere is a complaint with its key.
 """
 
 from __future__ import annotations
@@ -14,22 +15,26 @@ from typing import Any
 
 import msgspec
 
-from pipeline.config import rules
+from pipeline.config import hub, rules
+from pipeline.config.evaluation import EvalConfig, EvalFileConfig
 from pipeline.config.pace import PaceError, engine_pace, is_profile, learner_pace, pace_name
-from pipeline.config.schema import Config, EngineConfig, EvalFileConfig
+from pipeline.config.schema import Config, EngineConfig
 
 
-def resolved(config: Config, file: Path | None, problem: Callable[[str, str], None]) -> Config:
+def resolved(
+    config: Config, file: Path | None, problem: Callable[[str, str], None], *, weights: bool = True
+) -> Config:
     """The configuration with every path absolute.
 
     Args:
         file: the configuration's own; None: it was read from none.
         problem: told of each complaint: key, text.
+        weights: fetch a model's weights too, where they are on the hub.
     """
     finder = _Finder(file, problem)
     model, learner = config.model, config.learner
     if model:
-        model = finder.found("model", model, "no such directory", Path.is_dir)
+        model = finder.model("model", model, "no such directory", weights=weights)
     if model and not (Path(model) / "config.json").is_file():
         problem(
             "model",
@@ -51,15 +56,10 @@ def resolved(config: Config, file: Path | None, problem: Callable[[str, str], No
         given = config.data.chat_template
         changed["chat_template"] = finder.found("data.chat_template", given, "no such file")
     data = msgspec.structs.replace(config.data, **changed)
-    sets: dict[str, str | EvalFileConfig] = {}
-    for name, given in config.eval.sets.items():
-        path = given if isinstance(given, str) else given.path
-        path = finder.data(f"eval.sets.{name}", path)
-        sets[name] = path if isinstance(given, str) else msgspec.structs.replace(given, path=path)
-    evaluation = msgspec.structs.replace(config.eval, sets=sets)
+    evaluation = _with_sets(config.eval, lambda name, path: finder.data(f"eval.sets.{name}", path))
     if learner.reference_folder:
         rule = "neither start, average nor a directory"
-        reference = finder.found("learner.reference", learner.reference, rule, Path.is_dir)
+        reference = finder.model("learner.reference", learner.reference, rule, weights=weights)
         learner = msgspec.structs.replace(learner, reference=reference)
     if learner.deepspeed:
         settings = finder.found("learner.deepspeed", learner.deepspeed, "no such file")
@@ -72,6 +72,54 @@ def resolved(config: Config, file: Path | None, problem: Callable[[str, str], No
     return msgspec.structs.replace(
         config, model=model, data=data, learner=learner, engine=engine, eval=evaluation
     )
+
+
+def as_saved(config: Config) -> Config:
+    """A loaded configuration with the names and commits of what came from the hub, for its paths
+    in the cache: those are another machine's elsewhere."""
+    data, learner = config.data, config.learner
+    train = data.train
+    data = msgspec.structs.replace(
+        data,
+        train=hub.pinned(train)
+        if isinstance(train, str)
+        else tuple(msgspec.structs.replace(one, path=hub.pinned(one.path)) for one in train),
+        held_out=hub.pinned(data.held_out) if isinstance(data.held_out, str) else data.held_out,
+    )
+    return msgspec.structs.replace(
+        config,
+        model=hub.pinned(config.model),
+        data=data,
+        eval=_with_sets(config.eval, lambda _, path: hub.pinned(path)),
+        learner=msgspec.structs.replace(learner, reference=hub.pinned(learner.reference)),
+    )
+
+
+def names_without_commit(config: Config, written: str) -> list[str]:
+    """What came from the hub, with its commit, where that does not stand in the settings as they
+    were written: another load of them may find a later one."""
+    saved = as_saved(config)
+    train, sets = saved.data.train, saved.eval.sets.values()
+    places = [
+        *(saved.model, saved.learner.reference, saved.data.held_out),
+        *([train] if isinstance(train, str) else (source.path for source in train)),
+        *(one if isinstance(one, str) else one.path for one in sets),
+    ]
+    named = {place: hub.parsed(place) for place in places if isinstance(place, str)}
+    return [
+        place
+        for place, name in named.items()
+        if name and hub.is_commit(name.revision) and name.revision not in written
+    ]
+
+
+def _with_sets(section: EvalConfig, place: Callable[[str, str], str]) -> EvalConfig:
+    """The section with the path that `place` says for each set's name and path."""
+    sets: dict[str, str | EvalFileConfig] = {}
+    for name, given in section.sets.items():
+        path = place(name, given if isinstance(given, str) else given.path)
+        sets[name] = path if isinstance(given, str) else msgspec.structs.replace(given, path=path)
+    return msgspec.structs.replace(section, sets=sets)
 
 
 def _with_pace(
@@ -107,6 +155,33 @@ class _Finder:
             self._problem(key, f"found {given!r:.500}: {rule}; {why:.500}; mend the path")
         return found
 
+    def model(self, key: str, given: str, rule: str, *, weights: bool) -> str:
+        """The directory of a model, here or in the hub's cache."""
+        return self._here_or_on_hub(
+            key, given, rule, Path.is_dir, lambda name: hub.model_folder(name, weights=weights)
+        )
+
+    def _here_or_on_hub(
+        self,
+        key: str,
+        given: str,
+        rule: str,
+        fits: Callable[[Path], bool],
+        fetched: Callable[[hub.HubName], str],
+    ) -> str:
+        """The absolute path of what is here, which comes first, or of what the hub has under that
+        name; "" if neither, which has been said."""
+        found, why = look_for(given, self._bases, fits)
+        name = hub.parsed(given)
+        if found or name is None:
+            return found or self.found(key, given, rule, fits)
+        try:
+            return fetched(name)
+        except hub.HubError as error:
+            text = f"found {given!r:.500}: {rule}; {why:.500}; mend the path. As a name on the"
+            self._problem(key, f"{text} Hugging Face hub: {error}")
+            return ""
+
     def data(self, key: str, given: str) -> str:
         """A task's name as it is, or the absolute path of a file, a folder or a pattern."""
         tasks = rules.tasks()
@@ -119,7 +194,8 @@ class _Finder:
         near = difflib.get_close_matches(given, tasks, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
         rule = f"neither a built-in task ({', '.join(tasks)}){hint} nor a file, a folder or a "
-        return self.found(key, given, f"{rule}pattern that fits one", _file_or_folder)
+        rule = f"{rule}pattern that fits one"
+        return self._here_or_on_hub(key, given, rule, _file_or_folder, hub.data_place)
 
 
 def _file_or_folder(path: Path) -> bool:

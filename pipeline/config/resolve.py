@@ -28,7 +28,10 @@ log = logging.getLogger("config")
 class Resolver:
     """Of one file; `problems` grows by a line for each complaint."""
 
-    def __init__(self, tree: Branch, path: Path | None, problems: list[str]) -> None:
+    def __init__(
+        self, tree: Branch, path: Path | None, problems: list[str], *, weights: bool = True
+    ) -> None:
+        self._weights = weights
         self._tree = tree
         self._path = path
         self._problems = problems
@@ -52,7 +55,7 @@ class Resolver:
         config = Config(**values)
         for key, problem in rules.problems(config):
             self._problem(key, problem)
-        return paths.resolved(config, self._path, self._problem)
+        return paths.resolved(config, self._path, self._problem, weights=self._weights)
 
     def _problem(self, key: str, text: str, where: str = "") -> None:
         place = where or self._values.place(key) or str(self._path or "settings")

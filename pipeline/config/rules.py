@@ -30,6 +30,7 @@ def problems(config: Config) -> Iterator[tuple[str, str]]:
     yield from _pace(config)
     yield from _ports(config)
     yield from _ordered(config)
+    yield from _stop(config)
 
 
 def _pace(config: Config) -> Iterator[tuple[str, str]]:
@@ -38,6 +39,14 @@ def _pace(config: Config) -> Iterator[tuple[str, str]]:
         yield "engine.pace", f"engine.kind is simulated, which has a pace of its own; {cure}"
     if config.weights.bytes and not config.weights.pace:
         yield "weights.bytes", "without weights.pace it counts for nothing; set both, or neither"
+
+
+def _stop(config: Config) -> Iterator[tuple[str, str]]:
+    name = config.environment.name
+    if config.sampling.stop and name != "single":
+        why = f"the environment is {name}, which says itself what ends a turn"
+        cure = f"name them in environment.{name}.stop"
+        yield "sampling.stop", f"found {', '.join(map(repr, config.sampling.stop))}: {why}; {cure}"
 
 
 def _ordered(config: Config) -> Iterator[tuple[str, str]]:
@@ -101,9 +110,11 @@ def _lengths(config: Config) -> Iterator[tuple[str, str]]:
         found = f"found {overlong}, expected at most sampling.max_tokens, {limit}"
         yield f"advantage.{config.advantage.name}.overlong_tokens", f"{found}: {why}; {cure}"
     prompt, longest = config.data.max_prompt_tokens, config.engine.vllm.get("max_model_len")
-    needed = limit + max(1, prompt)
+    response = max(limit, config.eval.max_tokens)
+    needed = response + max(1, prompt)
     if config.engine.kind == "vllm" and isinstance(longest, int) and 0 < longest < needed:
-        parts = f"sampling.max_tokens and {'data.max_prompt_tokens' if prompt else 'a prompt'}"
+        key = "sampling" if response == limit else "eval"
+        parts = f"{key}.max_tokens and {'data.max_prompt_tokens' if prompt else 'a prompt'}"
         cure = "set it higher, or leave it out: the engine takes what the model does"
         rule = f"expected at least {needed}, {parts}"
         yield "engine.vllm.max_model_len", f"found {longest}, {rule}: {cure}"

@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from pipeline.config import setting_types as allowed
 from pipeline.config.debug import DebugConfig
+from pipeline.config.evaluation import EvalConfig
 from pipeline.config.metrics import MetricsConfig
 from pipeline.config.nodes import NodesConfig
 from pipeline.config.pace import EnginePace, LearnerPace, WeightsConfig, paced_text
@@ -49,7 +50,8 @@ class DataConfig(Section, frozen=True, kw_only=True):
     train: str | tuple[SourceConfig, ...] = "chain_sums"
     """A built-in task (`chain_sums`, `deep_sums`, `long_sums`, `loong`, `mixed_sums`); a JSONL or
     parquet file; a folder of such files or of `datasets`' `save_to_disk`; a pattern
-    (`data/*.parquet`); or a list of these with weights."""
+    (`data/*.parquet`); a name on the Hugging Face hub (`openai/gsm8k:main`, docs/data.md); or a
+    list of these with weights."""
     held_out: str | Annotated[int, Meta(ge=0, description="at least 0, or a file")] = 256
     """Prompts for evaluation: as `train` (of a task 256), or this many of the held-out prompts of
     the task that is trained on."""
@@ -82,9 +84,13 @@ class DataConfig(Section, frozen=True, kw_only=True):
 
 class SamplingConfig(Section, frozen=True, kw_only=True):
     temperature: PositiveFloat = 1.0
-    """Temperature of training samples, above 0. The learner divides its logits by the same."""
+    """Temperature of training samples, above 0. The learner divides its logits by the same. There
+    is no `top_p` here: training samples from all tokens (docs/engines.md)."""
     max_tokens: PositiveInt = 128
     """Longest response, tokens."""
+    stop: tuple[NonEmpty, ...] = ()
+    """Texts that end a response, beside the model's own stop tokens; they stay in it. For responses
+    of one turn, also in evaluations: an `environment` has a `stop` of its own."""
 
 
 class StepConfig(Section, frozen=True, kw_only=True):
@@ -215,8 +221,8 @@ class LearnerConfig(Section, frozen=True, kw_only=True):
     train on (`max_staleness`); a token without one uses the engine's. 0: none are asked for."""
     reference: str = ""
     """Model that a loss may hold the policy near: `start` (the run's `model`), `average` (a moving
-    average of the trained weights; `zero` 0 to 2, one more copy in float32), or a directory with
-    the same vocabulary. Empty: none."""
+    average of the trained weights; `zero` 0 to 2, one more copy in float32), or a directory or a
+    name on the hub, with the same vocabulary. Empty: none."""
     reference_decay: Annotated[float, Meta(ge=0, lt=1)] = 0.889
     """Weight of older weights in `reference: average`, for each optimizer step since."""
     aggregate: Literal["auto", "token", "sequence", "group", "constant"] = "auto"
@@ -301,38 +307,6 @@ class EngineConfig(Section, frozen=True, kw_only=True):
     begins anew after ten minutes of work."""
 
 
-class EvalFileConfig(Section, frozen=True, kw_only=True):
-    """A set of `eval.sets`."""
-
-    path: str
-    """File, folder, pattern or task, as for `data.held_out`."""
-    prompts: NonNegativeInt = 0
-    """Prompts used at most, the first ones; 0: all, of a task 256."""
-    samples: NonNegativeInt = 0
-    """Responses for each of its prompts; 0: as `eval.samples` says."""
-    k: tuple[PositiveInt, ...] = ()
-    """Values of k for its pass@k; empty: those of `eval.k` if so many are sampled, or `samples`."""
-
-
-class EvalConfig(Section, frozen=True, kw_only=True):
-    every: NonNegativeInt = 20
-    """Steps between evaluations; also before the first and after the last. 0: never."""
-    samples: PositiveInt = 4
-    """Responses for each held-out prompt."""
-    k: tuple[PositiveInt, ...] = ()
-    """Values of k for pass@k, at most `samples`; empty: `samples` alone."""
-    greedy: bool = False
-    """One more response for each prompt, at temperature 0: its mean reward is `greedy`."""
-    correct: float = 1.0
-    """Reward from which on a response counts as correct, for pass@k."""
-    sets: dict[str, str | EvalFileConfig] = {}  # noqa: RUF012  copied by msgspec
-    """More to evaluate on: a name and its file, as in `{aime: aime.jsonl}`, or its keys, as in
-    `{aime: {path: aime.jsonl, samples: 16, k: [1, 16]}}`. Each has figures of its own."""
-    best: str = ""
-    """Figure whose best step keeps its checkpoint for good: `accuracy`, `greedy` or `pass@4` of
-    `data.held_out`, or `aime/accuracy` of a set. Higher is better. Empty: none."""
-
-
 class CheckpointConfig(Section, frozen=True, kw_only=True):
     every: NonNegativeInt = 20
     """Steps between checkpoints; also after the last step and at Ctrl-C. 0: never."""
@@ -351,7 +325,8 @@ class AuditConfig(Section, frozen=True, kw_only=True):
 
 class Config(Section, frozen=True, kw_only=True):
     model: str
-    """Directory of any Hugging Face causal LM with its tokenizer."""
+    """Any Hugging Face causal LM with its tokenizer: a directory, or a name on the hub
+    (`Qwen/Qwen2.5-0.5B`, `ORG/NAME@REVISION`)."""
     seed: allowed.Seed = 0
     """Random seed of prompt order, sampling and evaluation."""
     recipe: str = ""

@@ -29,6 +29,7 @@ OptionalFieldName = Annotated[
     str, Meta(pattern=r"^([^.]+(\.[^.]+)*)?$", description=f"{_FIELD}, or nothing")
 ]
 Beta = Annotated[float, Meta(ge=0, lt=1)]
+BelowOne = Annotated[float, Meta(ge=0, lt=1)]
 Port = Annotated[int, zero_or(1024, 65535)]
 Seed = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 DataPath = Annotated[str, Meta(min_length=1, description="a task, a file, a folder or a pattern")]

@@ -46,6 +46,7 @@ class Evaluations:
 
     def begin(self, group_manager: GroupManager) -> None:
         settings = self._core.settings
+        limit = settings.eval_max_tokens or settings.max_tokens
         self._tallies = [SetTally(of, settings.eval_correct) for of in self._sets()]
         self._since, self._other_version = self._core.now, 0
         self.numbers_before = (self._core.next_group, self._core.next_trajectory)
@@ -53,10 +54,10 @@ class Evaluations:
         for tally in self._tallies:
             for prompt in tally.prompts:
                 count = tally.of.samples
-                group_manager.open("eval", prompt, 0, count, settings.max_tokens, count)
+                group_manager.open("eval", prompt, 0, count, limit, count)
                 self._open += 1
                 if settings.eval_greedy:
-                    group_manager.open("eval", prompt, 0, 1, settings.max_tokens, 1, greedy=True)
+                    group_manager.open("eval", prompt, 0, 1, limit, 1, greedy=True)
                     self._open += 1
         self._begun = self._open
 

@@ -54,6 +54,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     eval_every: int
     eval_samples: int
     eval_sets: tuple[EvalSet, ...] = ()  # (): all held-out prompts are one
+    eval_max_tokens: int = 0  # of a response in evaluations; 0: max_tokens
     eval_greedy: bool = False
     eval_correct: float = 1.0  # a reward from which on a response is correct
     eval_best: str = ""  # figure whose best step keeps its checkpoint

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from pipeline.config import rules
+from pipeline.config import hub, rules
 from pipeline.config.schema import DataConfig, SourceConfig
 from pipeline.data.chat_template import ChatTemplate
 from pipeline.data.fields import ANSWERS, Fields, variant_of
@@ -158,7 +158,7 @@ class _Loading:
             name = f"{path} ({split.replace('_', ' ')})"
             given = task.generate(split, count)
             return name, ((f"{name} {index}", dict(item)) for index, item in enumerate(given))
-        return path, rows_of(path, split, self._problems.append)
+        return hub.pinned(path), rows_of(path, split, self._problems.append)
 
     def _settle(self, name: str, fields: Fields, rows: Sequence[dict[str, Any]]) -> None:
         """Choose the answer's field, and look for columns that the reward needs."""

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import msgspec
 
 from pipeline.config import rules
-from pipeline.config.schema import Config, EvalConfig, EvalFileConfig
+from pipeline.config.evaluation import EvalConfig, EvalFileConfig
+from pipeline.config.schema import Config
 from pipeline.data.dataset import TASK_HELD_OUT, Dataset, LoadedSource, load_held_out
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.wanted import wanted_of
@@ -27,7 +28,7 @@ class HeldOut(msgspec.Struct, frozen=True):
 
 def load_eval_sets(config: Config, tokenizer: Tokenizer) -> HeldOut:
     """Load all prompts that the run evaluates on. Raises DataError."""
-    limit, wanted = config.sampling.max_tokens, wanted_of(config)
+    limit, wanted = config.eval.max_tokens or config.sampling.max_tokens, wanted_of(config)
     parts = [("", load_held_out(config.data, tokenizer, limit, wanted))]
     for name, given in config.eval.sets.items():
         file: EvalFileConfig = _file(given)

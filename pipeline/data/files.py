@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import msgspec
 
+from pipeline.config.hub import DATA_ENDINGS, NO_DATA
 from pipeline.config.paths import is_pattern
 from pipeline.data import splits
 from pipeline.data.parquet_rows import Budget, TooLarge, parquet_rows
@@ -24,8 +25,6 @@ from pipeline.system.untrusted_files import UnreadableFile, read_json
 Row = tuple[str, dict[str, Any]]  # place, fields
 
 _LINE_BYTES = 64 << 20  # a longer line is not a prompt
-_ENDINGS = (".jsonl", ".json", ".parquet")
-_NO_DATA = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")
 _PARQUET = b"PAR1"
 _ARROW = "an Arrow file; name the folder that datasets' save_to_disk wrote, not a file in it"
 _FOREIGN = {
@@ -63,7 +62,7 @@ def files_of(source: str, split: str = "train") -> list[Path]:
         raise DataError(f"{source}: no such file, folder or pattern")
     if not found:
         raise DataError(
-            f"{source}: found no file, expected {', '.join(_ENDINGS)} in it; name another"
+            f"{source}: found no file, expected {', '.join(DATA_ENDINGS)} in it; name another"
             f"{_folders(path)}"
         )
     return found
@@ -167,10 +166,10 @@ def _parquet(path: Path) -> Iterator[Row]:
 # --- folders -------------------------------------------------------------------------------------
 
 
-def _inside(folder: Path, endings: tuple[str, ...] = _ENDINGS) -> list[Path]:
+def _inside(folder: Path, endings: tuple[str, ...] = DATA_ENDINGS) -> list[Path]:
     """Data files of a folder, by name."""
     found = (item for item in folder.iterdir() if item.suffix in endings and item.is_file())
-    return sorted(f for f in found if f.name not in _NO_DATA and not f.name.startswith("."))
+    return sorted(f for f in found if f.name not in NO_DATA and not f.name.startswith("."))
 
 
 def _of_split(folder: Path, use: str) -> tuple[list[Path], list[Path]]:

@@ -7,7 +7,7 @@ turns with another token, held-out prompts that are trained on, prompts that are
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from pipeline.config.schema import Config
 from pipeline.data.chat_template import ChatTemplate
@@ -18,12 +18,17 @@ _SHARE = 0.01
 """Share of prompts that are there again, from which on it is told."""
 
 
-def facts_of(tokenizer: Tokenizer) -> Iterator[str]:
-    """Lines on the tokens between prompt and response, as the model's files name them."""
+def facts_of(tokenizer: Tokenizer, stops: Sequence[str] = ()) -> Iterator[str]:
+    """Lines on the tokens between prompt and response, as the model's files name them.
+
+    Args:
+        stops: texts that end a response too (`sampling.stop`).
+    """
     ends = [
         f"{tokenizer.text_of(token)} ({token}, by {', '.join(files)})"
         for token, files in sorted(tokenizer.facts.ends.items())
     ]
+    ends += [f"the text {text!r} (sampling.stop)" for text in stops]
     yield f"a response ends with {' or '.join(ends)}"
     if tokenizer.first is not None:
         word = tokenizer.text_of(tokenizer.first)

@@ -102,8 +102,8 @@ def assemble(args: argparse.Namespace, run: RunFolder) -> Parts:
     announce("reading the data")
     config = load(run.config)
     tokenizer = Tokenizer(Path(config.model))
-    if config.learner.reference not in ("", "start"):
-        refuse_code(Path(config.learner.reference))
+    if folder := config.learner.reference_folder:
+        refuse_code(Path(folder))
     train = load_train(config.data, tokenizer, config.sampling.max_tokens, wanted_of(config))
     held_out = eval_sets.load_eval_sets(config, tokenizer)
     for data in (train, held_out.data):

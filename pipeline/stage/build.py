@@ -58,9 +58,17 @@ class Parts:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest prompt, with a variant, and the longest response together."""
-        prompts = (item.most_tokens for data in self.data.values() for item in data.items)
-        return max(prompts, default=0) + self.config.sampling.max_tokens
+        """Tokens of the longest prompt, with a variant, and its longest response together."""
+        limit = self.config.sampling.max_tokens
+        responses = {"train": limit, "eval": self.config.eval.max_tokens or limit}
+        return max(
+            (
+                item.most_tokens + responses[kind]
+                for kind, data in self.data.items()
+                for item in data.items
+            ),
+            default=limit,
+        )
 
 
 def coordinator_settings(
@@ -98,6 +106,7 @@ def coordinator_settings(
         eval_every=config.eval.every if held_out else 0,
         eval_samples=config.eval.samples,
         eval_sets=eval_sets,
+        eval_max_tokens=config.eval.max_tokens,
         eval_greedy=config.eval.greedy,
         eval_correct=config.eval.correct,
         eval_best=config.eval.best,

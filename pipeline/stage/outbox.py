@@ -6,11 +6,13 @@ import contextlib
 import time
 from collections.abc import Callable
 
+from pipeline.config.schema import Config
 from pipeline.coordinator import events
 from pipeline.coordinator.events import AnyCommand, DropStream, StreamTokens
 from pipeline.data.dataset import Dataset
 from pipeline.stage.peers import Peer, Peers
 from pipeline.stage.translate import request_of
+from pipeline.wire.fields import Drawing
 from pipeline.wire.messages import Generate, Request, StreamedChunk, StreamedTokens, ToPeer
 from pipeline.wire.server import StageServer, Unreachable
 
@@ -54,12 +56,32 @@ class Outbox:
             self._server.send(identity, message)
 
 
+_GREEDY = Drawing(temperature=0.0)
+
+
+def drawings_of(config: Config) -> dict[str, Drawing]:
+    """Kind of group -> how its tokens are drawn: for training from all of them, since a cut-off
+    distribution is not the one whose probabilities the learner computes."""
+    training, given = config.sampling, config.eval
+    temperature = training.temperature if given.temperature is None else given.temperature
+    return {
+        "train": Drawing(temperature=training.temperature),
+        "eval": Drawing(
+            temperature=temperature, top_p=given.top_p, top_k=given.top_k, min_p=given.min_p
+        ),
+    }
+
+
 class CommandBatch:
     """Collects messages of one answer of the coordinator. Streamed tokens go before the rest of
-    the answer (a group may be trained on in it), requests after it."""
+    the answer (a group may be trained on in it), requests after it.
 
-    def __init__(self, data: dict[str, Dataset], temperature: float) -> None:
-        self._data, self._temperature = data, temperature
+    Args:
+        data, drawings: prompts, and how responses are drawn, by kind of group.
+    """
+
+    def __init__(self, data: dict[str, Dataset], drawings: dict[str, Drawing]) -> None:
+        self._data, self._drawings = data, drawings
         self._requests: dict[str, list[Request]] = {}
         self._chunks: dict[int, list[StreamedChunk]] = {}
         self._gone: dict[int, list[int]] = {}
@@ -71,8 +93,8 @@ class CommandBatch:
         match command:
             case events.Generate(engine=engine, kind=kind, prompt=prompt):
                 tokens = self._data[kind].prompt_tokens(prompt, command.variant)
-                temperature = 0.0 if command.greedy else self._temperature
-                request = request_of(command, tokens, temperature)
+                drawing = _GREEDY if command.greedy else self._drawings[kind]
+                request = request_of(command, tokens, drawing)
                 self._requests.setdefault(engine, []).append(request)
             case StreamTokens(rank=rank):
                 chunk = StreamedChunk(

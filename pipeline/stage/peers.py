@@ -137,7 +137,7 @@ def complaint(join: Join, ranks: int, vocabulary: int, resumed_step: int, longes
         ranks: learner ranks of the run.
         vocabulary: rows of the model's embedding.
         resumed_step: step of the checkpoint that the run resumes from, -1 for none.
-        longest: tokens of the longest prompt and sampling.max_tokens together.
+        longest: tokens of the longest prompt and its longest response together.
     """
     if join.protocol != PROTOCOL:
         return f"it speaks protocol {join.protocol}, this run {PROTOCOL}: mixed installations"
@@ -148,7 +148,7 @@ def complaint(join: Join, ranks: int, vocabulary: int, resumed_step: int, longes
     if 0 < join.max_model_tokens < longest:
         return (
             f"it takes {join.max_model_tokens} tokens, the longest prompt and "
-            f"sampling.max_tokens are {longest}"
+            f"its longest response (sampling.max_tokens, eval.max_tokens) are {longest}"
         )
     if join.vocabulary and join.vocabulary != vocabulary:
         return f"its model has {join.vocabulary} tokens, this run's {vocabulary}"

@@ -31,7 +31,7 @@ from pipeline.stage.arrivals import arrivals_of
 from pipeline.stage.build import Parts
 from pipeline.stage.environment_calls import EnvironmentCalls, EnvironmentPool
 from pipeline.stage.missing_engines import MissingEngines
-from pipeline.stage.outbox import CommandBatch
+from pipeline.stage.outbox import CommandBatch, drawings_of
 from pipeline.stage.peer_failures import PeerMonitor
 from pipeline.stage.peers import Peers
 from pipeline.stage.published_weights import PublishedWeights
@@ -267,7 +267,7 @@ class StageProcess:
 
     def _carry_out_all(self, commands: list[AnyCommand]) -> None:
         """Carry out commands in order; what goes to one peer in many pieces travels together."""
-        gather = CommandBatch(self.parts.data, self._config.sampling.temperature)
+        gather = CommandBatch(self.parts.data, drawings_of(self._config))
         others = [command for command in commands if not gather.add(command)]
         gather.send_hints(self._outbox)
         for command in others:

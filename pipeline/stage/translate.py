@@ -10,6 +10,7 @@ import msgspec
 from pipeline.coordinator import events
 from pipeline.coordinator.events import AnyEvent, EngineJoined, Generate, Tokens
 from pipeline.data.dataset import Dataset
+from pipeline.wire.fields import Drawing
 from pipeline.wire.messages import (
     CloseVersion,
     Floats,
@@ -176,7 +177,7 @@ def transit_s(sent_s: float, came_s: float, now: float, offset_s: float) -> floa
     return _past(came_s + offset_s, now) - _past(sent_s, now)
 
 
-def request_of(command: Generate, prompt: bytes, temperature: float) -> Request:
+def request_of(command: Generate, prompt: bytes, drawing: Drawing) -> Request:
     """A leg with its prompt's tokens."""
     return Request(
         trajectory=command.trajectory,
@@ -184,7 +185,7 @@ def request_of(command: Generate, prompt: bytes, temperature: float) -> Request:
         prompt=prompt,
         prefix=command.prefix,
         max_tokens=command.max_tokens,
-        temperature=temperature,
+        drawing=drawing,
         seed=command.seed,
         paced=command.kind == "train",
     )

@@ -77,6 +77,24 @@ class StreamedChunk(msgspec.Struct, frozen=True, array_like=True):
     tokens: bytes  # int32
 
 
+class Drawing(msgspec.Struct, frozen=True, kw_only=True):
+    """How tokens are drawn from a model's distribution.
+
+    `min_p` is applied first, then `top_k`, then `top_p` to what is left; the probabilities of the
+    tokens left are divided by their sum.
+    """
+
+    temperature: Amount = 1.0  # 0: the likeliest token, with its logprob at temperature 1
+    top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0  # probability of the tokens drawn from
+    top_k: Annotated[int, msgspec.Meta(ge=0, le=(1 << 31) - 1)] = 0  # number of them; 0: all
+    min_p: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0  # least, over that of the likeliest
+
+    @property
+    def whole(self) -> bool:
+        """True if every token may be drawn."""
+        return self.top_p == 1.0 and not self.top_k and not self.min_p
+
+
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """One leg of a trajectory: sample after prompt + prefix."""
 
@@ -85,7 +103,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     prompt: bytes  # int32
     prefix: bytes  # int32, response tokens already held (empty on the first leg)
     max_tokens: Count  # still to be sampled at most
-    temperature: float
+    drawing: Drawing
     seed: Seed
     paced: bool = True
     """False: an emulated pace does not hold it back."""

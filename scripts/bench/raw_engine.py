@@ -37,6 +37,7 @@ from pipeline.data.dataset import load_train
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.wanted import wanted_of
 from pipeline.stage import build
+from pipeline.wire.fields import Drawing
 from pipeline.wire.messages import ints
 
 if __name__ == "__mp_main__":  # the name in a process that `multiprocessing` has spawned
@@ -76,7 +77,7 @@ def requests_of(config: Config) -> list[Sampling]:
             id=f"{command.trajectory}",
             tokens=ints(train[command.prompt].tokens).tolist(),
             max_tokens=command.max_tokens,
-            temperature=config.sampling.temperature,
+            drawing=Drawing(temperature=config.sampling.temperature),
             seed=command.seed,
         )
         for command in commands

@@ -13,6 +13,7 @@ from tokenizers.models import WordLevel
 from engines.backends.vllm import VllmEngine
 from engines.base import Delta, Sampling
 from engines.stop_strings import StopStrings
+from pipeline.wire.fields import Drawing
 from tests.paths import MODEL
 
 WORDS = ["a", "<", "/t", ">", "x>", "=", "Ã", "©"]
@@ -52,7 +53,7 @@ class Fake:
 
 
 def sampling_of(*tokens: int) -> Sampling:
-    return Sampling(id="r", tokens=tokens, max_tokens=50, temperature=1.0, seed=0)
+    return Sampling(id="r", tokens=tokens, max_tokens=50, drawing=Drawing(), seed=0)
 
 
 async def found(stops: StopStrings, engine: Any, sampling: Sampling) -> tuple[list[int], str]:
@@ -117,7 +118,13 @@ async def test_vllm_stops_at_a_stop_text_and_goes_on_after_what_is_appended(
     equals = tokenizer.token_to_id("=")
     ended: set[str] = set()
     for seed in range(8):
-        asked = Sampling(id=f"turn{seed}", tokens=prompt, max_tokens=40, temperature=1.0, seed=seed)
+        asked = Sampling(
+            id=f"turn{seed}",
+            tokens=prompt,
+            max_tokens=40,
+            drawing=Drawing(),
+            seed=seed,
+        )
         deltas = [delta async for delta in stops.generate_until_stop(vllm_engine, asked)]
         tokens = [token for delta in deltas for token in delta.tokens]
         assert equals not in tokens[:-1]

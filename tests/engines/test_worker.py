@@ -22,6 +22,7 @@ from engines.server import Worker
 from engines.weights_probe import LOAD_STAGES
 from pipeline.config.timeouts import TimeoutsConfig
 from pipeline.wire.codec import decode_tokens
+from pipeline.wire.fields import Drawing
 from pipeline.wire.messages import (
     AbortLegs,
     Alive,
@@ -68,7 +69,7 @@ def request_of(trajectory: int, leg: int = 0, prefix: list[int] | None = None, t
         prompt=np.asarray([5, 6, 7], "<i4").tobytes(),
         prefix=np.asarray(prefix or [], "<i4").tobytes(),
         max_tokens=tokens,
-        temperature=1.0,
+        drawing=Drawing(),
         seed=1000 * trajectory + leg,
     )
 

@@ -62,7 +62,7 @@ def _read(config: Path, say: Say) -> Sequence[str]:
     from pipeline.data.tokenizer import ModelError, Tokenizer
 
     try:
-        loaded = load(config, ())
+        loaded = load(config, weights=False)
         tokenizer = Tokenizer(Path(loaded.model))
         data = eval_sets.load_eval_sets(loaded, tokenizer).data
     except (ConfigError, DataError, ModelError) as error:

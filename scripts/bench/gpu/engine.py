@@ -23,6 +23,7 @@ from engines.backends.transformers import TransformersEngine
 from engines.base import EngineInfo, Sampling
 from pipeline.config.load import load
 from pipeline.config.schema import Config
+from pipeline.wire.fields import Drawing
 
 SHORT, LONG = 8, 72
 """New tokens of a request in two batches; their difference gives the time of decode steps."""
@@ -109,7 +110,12 @@ async def logprob_gap(engine: TransformersEngine, config: Config) -> float:
     tokens: list[int] = []
     found: list[float] = []
     asked = Sampling(
-        id="gap", tokens=PROMPT, max_tokens=PROBE_TOKENS, temperature=1.0, seed=1, ignore_stop=True
+        id="gap",
+        tokens=PROMPT,
+        max_tokens=PROBE_TOKENS,
+        drawing=Drawing(),
+        seed=1,
+        ignore_stop=True,
     )
     async for delta in engine.generate(asked):
         tokens += delta.tokens

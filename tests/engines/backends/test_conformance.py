@@ -10,6 +10,7 @@ import pytest_asyncio
 
 from engines.backends.simulated import SimulatedEngine
 from engines.base import Delta, Engine, Sampling
+from pipeline.wire.fields import Drawing
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -41,7 +42,7 @@ def sampling_of(**changes: object) -> Sampling:
         "id": f"r{next(_ids)}",
         "tokens": PROMPT,
         "max_tokens": 200,
-        "temperature": 1.0,
+        "drawing": Drawing(),
         "seed": 1,
     }
     return Sampling(**(fields | changes))  # pyright: ignore[reportArgumentType]
@@ -95,7 +96,7 @@ async def test_the_same_seed_gives_the_same_tokens_and_another_seed_others(engin
 async def test_at_temperature_0_each_token_is_the_likeliest_whatever_the_seed(engine: Engine):
     if not engine.has_model:
         pytest.skip("nothing is likely to an engine without a model")
-    changes: dict[str, object] = {"temperature": 0.0, "max_tokens": 12}
+    changes: dict[str, object] = {"drawing": Drawing(temperature=0.0), "max_tokens": 12}
     one, other = await deltas_of(engine, seed=5, **changes), await deltas_of(engine, **changes)
     assert tokens_of(one) == tokens_of(other)
     logprobs = [logprob for delta in one for logprob in delta.logprobs]

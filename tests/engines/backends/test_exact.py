@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from engines.base import Delta, Engine, Sampling
+from pipeline.wire.fields import Drawing
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -60,7 +61,7 @@ def logprobs_of(model: Any, tokens: Sequence[int], temperature: float) -> list[f
 
 
 async def sample(
-    engine: Engine, temperature: float, seeds: range, started: asyncio.Event | None = None
+    engine: Engine, drawing: Drawing, seeds: range, started: asyncio.Event | None = None
 ) -> list[list[Delta]]:
     """Responses of all seeds at once; `started` is set when one has come to its second delta."""
 
@@ -69,7 +70,7 @@ async def sample(
             id=f"exact-{next(_ids)}",
             tokens=PROMPT,
             max_tokens=120 if started is None else 400,
-            temperature=temperature,
+            drawing=drawing,
             seed=seed,
             ignore_stop=started is not None,  # who waits for it wants them under way, and long
         )
@@ -111,9 +112,58 @@ async def test_sampled_logprobs_are_those_of_transformers_before_and_after_new_w
     for noise in (0.0, 0.3):
         model = model_of(model_directory, noise)
         version = await load(engine, publish(model, tmp_path))
-        for deltas in await sample(engine, temperature, range(12)):
+        for deltas in await sample(engine, Drawing(temperature=temperature), range(12)):
             assert {delta.version for delta in deltas} == {version}
             assert largest_gap({version: model}, deltas, temperature) < LIMIT
+
+
+def filtered(scores_V: torch.Tensor, drawing: Drawing) -> torch.Tensor:
+    """Logprobs of the distribution that is drawn from, by its definition."""
+    probs_V = scores_V.double().softmax(-1)
+    kept = probs_V >= drawing.min_p * probs_V.max()
+    order = [int(i) for i in probs_V.argsort(descending=True) if kept[i]]
+    order = order[: drawing.top_k or None]
+    total, given, taken = float(probs_V[order].sum()), 0.0, list[int]()
+    for token in order:
+        if given < drawing.top_p * total or drawing.top_p == 1:
+            taken.append(token)
+        given += float(probs_V[token])
+    logprobs_V = torch.full_like(probs_V, -math.inf)
+    logprobs_V[taken] = (probs_V[taken] / probs_V[taken].sum()).log()
+    return logprobs_V
+
+
+@pytest.mark.parametrize(
+    "drawing",
+    [
+        Drawing(top_p=0.6),
+        Drawing(top_k=2),
+        Drawing(min_p=0.3),
+        Drawing(temperature=1.3, top_p=0.9, top_k=5, min_p=0.02),
+    ],
+    ids=["top_p", "top_k", "min_p", "all"],
+)
+async def test_logprobs_of_truncated_sampling_are_of_the_distribution_that_was_drawn_from(
+    engine: Engine, model_directory: Path, tmp_path: Path, drawing: Drawing
+):
+    model = model_of(model_directory, 0.3)
+    await load(engine, publish(model, tmp_path))
+    whole = asyncio.create_task(sample(engine, Drawing(), range(4)))  # in the same forward passes
+    cut = dropped = 0
+    for deltas in await sample(engine, drawing, range(8)):
+        tokens = [*PROMPT, *(token for delta in deltas for token in delta.tokens)]
+        logprobs = [logprob for delta in deltas for logprob in delta.logprobs]
+        with torch.no_grad():
+            scores_TV = model(torch.tensor([tokens])).logits[0] / drawing.temperature
+        for at, (token, logprob) in enumerate(zip(tokens[4:], logprobs, strict=True), 3):
+            expected_V = filtered(scores_TV[at], drawing)
+            if abs(float(expected_V[token]) - logprob) > LIMIT:
+                cut += 1  # a token at the edge may be on the other side of it by rounding
+            dropped += int(expected_V.isinf().sum())
+    assert cut <= 1
+    assert dropped > 100, "the test would not see a drawing from all tokens"
+    for deltas in await whole:
+        assert largest_gap({delta.version: model for delta in deltas}, deltas, 1.0) < LIMIT
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -130,7 +180,9 @@ async def test_a_response_that_meets_new_weights_is_cut_where_they_came_and_exac
     for _ in range(3):  # a machine that stands still for a second misses the moment
         models[await load(engine, directories[0])] = model_of(model_directory, 0.0)
         started = asyncio.Event()
-        running = asyncio.create_task(sample(engine, temperature, range(100, 116), started))
+        running = asyncio.create_task(
+            sample(engine, Drawing(temperature=temperature), range(100, 116), started)
+        )
         await started.wait()
         models[await load(engine, directories[1])] = model_of(model_directory, 0.3)
         responses = await running
@@ -163,7 +215,7 @@ async def test_the_probe_is_exact_while_every_slot_is_taken(
     model = model_of(model_directory, 0.3)
     version = await load(engine, publish(model, tmp_path))
     started = asyncio.Event()
-    running = asyncio.create_task(sample(engine, 1.0, range(200, 216), started))
+    running = asyncio.create_task(sample(engine, Drawing(), range(200, 216), started))
     await started.wait()
     found = await engine.logprobs(PROBE, 0.7)
     assert not running.done()
@@ -186,7 +238,7 @@ async def test_new_weights_may_come_with_more_tokens_in_flight_than_one_prefill_
             id=f"long-{next(_ids)}",
             tokens=PROMPT,
             max_tokens=500,
-            temperature=1.0,
+            drawing=Drawing(),
             seed=number,
             ignore_stop=True,
         )

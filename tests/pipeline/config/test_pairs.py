@@ -27,6 +27,38 @@ def overrides_for(path: Path, *more: str) -> list[str]:
 REFUSED: list[tuple[Sequence[str], str, str]] = [
     # settings, the key of the complaint, what it says
     (
+        ["eval.temperature=0"],
+        "eval.temperature",
+        (
+            "found 0, and 4 responses of a prompt would be the same: set eval.samples: 1, or leave "
+            "the temperature and set eval.greedy: true"
+        ),
+    ),
+    (
+        ["eval.temperature=0", "eval.samples=1", "eval.top_k=5"],
+        "eval.top_k",
+        (
+            "found 5, but eval.temperature is 0: the likeliest token is always taken; leave one of "
+            "them out"
+        ),
+    ),
+    (
+        ["sampling.stop=['</a>']", "environment=calculator"],
+        "sampling.stop",
+        (
+            "found '</a>': the environment is calculator, which says itself what ends a turn; name "
+            "them in environment.calculator.stop"
+        ),
+    ),
+    (
+        ["engine.vllm.max_model_len=200", "eval.max_tokens=300"],
+        "engine.vllm.max_model_len",
+        (
+            "found 200, expected at least 301, eval.max_tokens and a prompt: set it higher, or "
+            "leave it out: the engine takes what the model does"
+        ),
+    ),
+    (
         ["learner.entropy=false", "loss.dapo.mastered_tau=0.99"],
         "loss.dapo.mastered_tau",
         "found 0.99, but learner.entropy is false: set learner.entropy: true, or mastered_tau: 0",
@@ -132,6 +164,7 @@ NOTED: list[tuple[Sequence[str], str]] = [
         "eval.sets is given (more), but eval.every is 0",
     ),
     (["eval.every=0", "eval.greedy=true"], "eval.greedy is true, but eval.every is 0"),
+    (["eval.every=0", "eval.top_p=0.9"], "eval.top_p is 0.9, but eval.every is 0"),
     (
         ["metrics.timing=false", "metrics.trace_steps=9"],
         "metrics.trace_steps is 9, but metrics.timing is false: no trace is written",
@@ -283,6 +316,9 @@ LEGITIMATE: list[Sequence[str]] = [
     ["eval.best=accuracy", "checkpoint.every=0"],  # the best step has a checkpoint of its own
     ["learner.warmup_steps=60"],  # reached in the last step
     ["step.count=0"],  # evaluates
+    ["eval.temperature=0.6", "eval.top_p=0.95", "eval.top_k=20", "eval.min_p=0.01"],
+    ["eval.temperature=0", "eval.samples=1"],
+    ["sampling.stop=['</answer>']", "eval.max_tokens=400"],
     ["advantage.overlong_tokens=128"],
     ["engine.chunk_tokens=500"],  # whole responses, but nothing is streamed to the learner
     ["engine.slots=2"],  # candidates queue

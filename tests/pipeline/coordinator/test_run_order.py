@@ -302,6 +302,25 @@ def test_halt_in_an_evaluation_leaves_it_out_and_it_begins_again() -> None:
     assert [c.kind for c in only(commands, Generate)] == ["eval", "eval"]
 
 
+def test_responses_of_an_evaluation_may_be_longer_than_those_of_training() -> None:
+    bench = Bench(held_out=1, eval_samples=1, eval_every=1, eval_max_tokens=90, max_tokens=24)
+    bench.begin(slots=20)
+    evaluate(bench, 1.0)
+    asked = {c.kind: c.max_tokens for c in only(bench.everything, Generate)}
+    assert asked == {"eval": 90, "train": 24}
+
+
+def test_a_response_that_ended_at_a_stop_text_is_finished_not_cut() -> None:
+    bench = Bench(held_out=1, eval_samples=1, eval_every=1, steps=0)
+    bench.begin()
+    made = bench.chunk(0, 4, "stop")
+    made[1][-1] = 9  # no stop token: the engine found a text
+    bench.handle(bench.frame(made))
+    bench.reward(0, 1.0)
+    [found] = evaluations(bench)
+    assert (found["truncated"], found["tokens_mean"]) == (0.0, 4.0)
+
+
 AIME = EvalSet(name="aime", first=1, count=2, samples=2, k=(1, 2))
 SETS = (EvalSet(name="", first=0, count=1, samples=1, k=(1,)), AIME)
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from pipeline.wire import codec, messages
 from pipeline.wire.codec import decode_from_peer, decode_to_peer, decode_tokens, encode_message
+from pipeline.wire.fields import Drawing
 from pipeline.wire.messages import (
     AbortLegs,
     Alive,
@@ -89,7 +90,7 @@ TO_PEER: list[Message] = [
                 prompt=b"\x01\0\0\0",
                 prefix=b"",
                 max_tokens=8,
-                temperature=1.0,
+                drawing=Drawing(),
                 seed=7,
             ),
         )
