@@ -26,16 +26,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 
-import msgspec
-
-from launch.commands.train import (
-    check_fits,
-    identify,
-    never_began,
-    print_outcome,
-    rewrite_config,
-    was_ever_saved,
-)
+from launch.commands.resume import check_fits, keep_changes, refuse_finished, resume_status
+from launch.commands.train import identify, never_began, print_outcome, was_ever_saved
 from launch.launcher import gpus
 from launch.launcher.environment import clean_environment
 from launch.launcher.local import Launcher, Roles
@@ -71,7 +63,7 @@ from launch.torchrun.rendezvous import (
     read_message,
 )
 from launch.torchrun.roles import RolesError, check_world
-from pipeline.checkpoint.store import CheckpointError, Refused, newest
+from pipeline.checkpoint.store import CheckpointError, newest
 from pipeline.config.load import ConfigError, dump, load
 from pipeline.config.schema import Config
 from pipeline.data.files import DataError
@@ -80,7 +72,7 @@ from pipeline.system.private_dirs import UMASK
 from pipeline.system.python_path import SAFE, user_folder_last
 from pipeline.system.run_folder import RunError, RunFolder, new_name
 from pipeline.system.terminal_text import printable
-from pipeline.system.untrusted_files import UnreadableFile, read_bytes, read_json
+from pipeline.system.untrusted_files import UnreadableFile, read_bytes
 from pipeline.wire.curve_auth import new_pair
 from pipeline.wire.keys import PeerKeys, TransportError
 
@@ -108,12 +100,6 @@ def _replace(module: str, arguments: list[str], environment: dict[str, str]) -> 
     os.execve(sys.executable, words, environment)  # noqa: S606
 
 
-class _Result(msgspec.Struct, frozen=True):
-    """What is used of result.json."""
-
-    steps: int
-
-
 # --- rank 0 -----------------------------------------------------------------------------------
 
 
@@ -129,13 +115,7 @@ def _open_run(config: Config, args: argparse.Namespace, store: Any) -> RunFolder
     run.make_folders()
     run.hold_lock()
     run_location.refuse_moved_run(run)
-    if run.result.exists():
-        done = read_json(run.result, _Result).steps
-        if done >= config.step.count:
-            raise RunError(
-                f"{run.path}: this run has finished its {done} steps; raise step.count, or choose "
-                "another --out"
-            )
+    refuse_finished(run, config)
     store.set(_RUN, secret.sign_message(_RUN, RunPlace(path=str(run.path))))
     return run
 
@@ -163,11 +143,18 @@ def _resume_point(config: Config, given: Path, run: RunFolder) -> Path | None:
     for line in complaints:
         print(f"darts: skipped a damaged checkpoint: {line}", flush=True)
     check_fits(resume, manifest, config, f"{given} or the settings of this command")
-    if other:
-        print(f"darts: {run.config}: updated with the settings of this command", flush=True)
-        rewrite_config(run, config)
+    for line in keep_changes(run, _settings_of(run), config, manifest) if other else ():
+        print(f"darts: {line}", flush=True)
     print(f"darts: resuming {run.path} at step {manifest['step']}", flush=True)
     return resume
+
+
+def _settings_of(run: RunFolder) -> Config | None:
+    """Returns the settings of an earlier round; None if this version of darts cannot read them."""
+    try:
+        return load(run.config)
+    except ConfigError:
+        return None
 
 
 def _first_rank(config: Config, args: argparse.Namespace, store: Any, node: Node) -> int:
@@ -321,8 +308,7 @@ def _refused(error: Exception, node: Node) -> int:
         told = {"message": {"message": f"darts: {text}", "extraInfo": extra}}
         with contextlib.suppress(OSError):
             Path(path).write_text(json.dumps(told), encoding="utf-8")
-    none = isinstance(error, CheckpointError) and not isinstance(error, Refused)
-    return 5 if none else 2
+    return resume_status(error)
 
 
 if __name__ == "__main__":
