@@ -31,6 +31,7 @@ from pipeline.wire.messages import (
     FromPeer,
     Generate,
     Join,
+    KeepWeights,
     LegTimes,
     LoadWeights,
     Manifest,
@@ -40,6 +41,7 @@ from pipeline.wire.messages import (
     TokenBatch,
     ToPeer,
     WeightsFailed,
+    WeightsLoaded,
     Welcome,
     ints,
 )
@@ -170,6 +172,8 @@ class Worker:
                 case LoadWeights():
                     self._loading += 1
                     self._spawn(self._load(message.manifest, time.monotonic()))
+                case KeepWeights():
+                    self._keep(message.version)
                 case Refused():
                     self.stop_serving(1, f"refused by the stage: {message.why}")
                 case Shutdown():
@@ -351,6 +355,15 @@ class Worker:
         finally:
             self._loading -= 1
             self._declare()
+
+    def _keep(self, version: int) -> None:
+        """Serve what the engine began with as `version`: nobody publishes weights."""
+        if self._version not in (None, version):
+            why = f"weights of version {self._version} have been loaded over the model's own"
+            self._client.send(WeightsFailed(version=version, why=why))
+            return
+        self._version = version
+        self._client.send(WeightsLoaded(version=version, gaps={}, proved=True))
 
     def _cut(self) -> None:
         """Send all tokens of the present weights before new ones are loaded."""

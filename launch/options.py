@@ -49,8 +49,11 @@ def exit_at_once(error: OSError) -> NoReturn:
 
 
 def load_config(config: Path, overrides: list[str] | None) -> Any:
+    from pipeline.config import shipped
     from pipeline.config.load import ConfigError, load
 
+    if (found := shipped.config_file(config)) != config:
+        typer.echo(f"{config}: {found}, which came with darts", err=True)
     try:
         return load(config, overrides or ())
     except ConfigError as error:

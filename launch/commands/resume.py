@@ -18,14 +18,14 @@ from typing import Any
 
 import msgspec
 
-from launch.commands.train import carry_out, say
+from launch.commands.train import carry_out, rewrite_config, say
 from launch.preflight.settings import settings_problems
 from learner.deepspeed.lr_schedule import scheduled_lr
 from pipeline.checkpoint import fingerprint, store
-from pipeline.config.load import ConfigError, dump, load
+from pipeline.config.load import ConfigError, load
 from pipeline.config.schema import Config
 from pipeline.data.files import DataError
-from pipeline.system.durable_files import SYSTEM, make_durable
+from pipeline.system.durable_files import write_file
 from pipeline.system.micro_batch_limit import read_limit
 from pipeline.system.run_folder import RunError, RunFolder
 from pipeline.system.terminal_text import without_passwords
@@ -157,15 +157,6 @@ def keep_changes(
     return [f"changed: {line}" for line in changes] + list(_learning_rate(before, config, manifest))
 
 
-def rewrite_config(run: RunFolder, config: Config) -> None:
-    """Replaces a run's configuration atomically."""
-    draft = run.config.with_name(f".{run.config.name}")
-    draft.write_text(dump(config), encoding="utf-8")
-    make_durable(SYSTEM, draft)
-    SYSTEM.rename(draft, run.config)
-    SYSTEM.fsync(run.path)
-
-
 def _note_in_about(run: RunFolder, step: int, changes: list[str]) -> None:
     """Adds to about.json from which step on which settings hold."""
     try:
@@ -179,7 +170,7 @@ def _note_in_about(run: RunFolder, step: int, changes: list[str]) -> None:
         "changed": changes,
     }
     about["continued"] = [*about.get("continued", ()), entry]
-    run.about.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    write_file(run.about, json.dumps(about, indent=1) + "\n")
 
 
 def _learning_rate(before: Config, config: Config, manifest: dict[str, Any]) -> Iterator[str]:

@@ -12,4 +12,5 @@ from pipeline.observability.trackers import tracker_problems
 
 def settings_problems(config: Config) -> list[str]:
     """Returns why a run with these settings cannot start, a line each."""
-    return [*learner_problems(config), *tracker_problems(config.metrics)]
+    learner = learner_problems(config) if config.learner_ranks else ()
+    return [*learner, *tracker_problems(config.metrics)]

@@ -54,7 +54,7 @@ def weights_problems(config: Config) -> list[str]:
     tensors = _read(model, found)
     if tensors is not None and not found:
         found += _misfits(model, tensors)
-        if config.learner.lora is not None:
+        if config.learner.lora is not None and config.learner_ranks:
             found += lora_problems(config.learner.lora.targets, tensors)
     if config.learner.reference_folder:
         _read(Path(config.learner.reference_folder), found)

@@ -13,6 +13,8 @@ class RolesError(Exception):
 
 def check_world(world: int, config: Config) -> None:
     """Raises RolesError unless torchrun has started as many ranks as the job has roles."""
+    if not config.learner_ranks:
+        raise RolesError("step.count is 0: nothing would be trained; evaluate with darts eval")
     _check_count(world, config.learner.ranks, config.engine.count)
 
 

@@ -1,7 +1,8 @@
 """Paths of a configuration -> absolute ones of what is there.
 
 A relative path is looked for in the current directory, then in the one above the
-folder of the configuration's file. What is not there is a complaint with its key.
+folder of the configuration's file, then among what comes with darts. What is not there is a
+complaint with its key.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from pipeline.config import rules
+from pipeline.config import rules, shipped
 from pipeline.config.pace import PaceError, engine_pace, is_profile, learner_pace, pace_name
 from pipeline.config.schema import Config, EngineConfig, EvalFileConfig
 
@@ -102,7 +103,8 @@ class _Finder:
         self, key: str, given: str, rule: str, fits: Callable[[Path], bool] = Path.is_file
     ) -> str:
         """Its absolute path; "" if it is not there, which has been said."""
-        found, why = look_for(given, self._bases, fits)
+        bases = [*self._bases, *([shipped.ROOT] if shipped.holds(given) else [])]
+        found, why = look_for(given, bases, fits)
         if not found:
             self._problem(key, f"found {given!r:.500}: {rule}; {why:.500}; mend the path")
         return found

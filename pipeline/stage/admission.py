@@ -54,7 +54,7 @@ class Admission:
 
     def _admit(self, identity: bytes, join: Join, now: float) -> Peer | None:
         parts = self._parts
-        ranks, vocabulary = parts.config.learner.ranks, parts.tokenizer.vocabulary
+        ranks, vocabulary = parts.config.learner_ranks, parts.tokenizer.vocabulary
         problem = complaint(join, ranks, vocabulary, parts.resumed_step, parts.longest)
         if len(self._peers.by_identity) >= MOST_PEERS:
             problem = f"{MOST_PEERS} peers are connected already"

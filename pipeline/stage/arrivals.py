@@ -68,4 +68,4 @@ def arrivals_of(config: Config) -> Arrivals:
     """The one that the run's settings ask for."""
     if not config.debug.ordered:
         return AsTheyCome()
-    return Rounds(config.engine.count, config.learner.ranks, config.engine.chunk_tokens)
+    return Rounds(config.engine.count, config.learner_ranks, config.engine.chunk_tokens)

@@ -87,7 +87,7 @@ def coordinator_settings(
         keep_versions=config.step.keep_versions,
         size=config.group.size,
         max_tokens=config.sampling.max_tokens,
-        ranks=config.learner.ranks,
+        ranks=config.learner_ranks,
         engines=config.engine.count,
         overlap=config.learner.overlap,
         stream=logprob_uses.of(config).streamed,

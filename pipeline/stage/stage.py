@@ -47,6 +47,7 @@ from pipeline.wire.messages import (
     FromPeer,
     Heartbeat,
     Join,
+    KeepWeights,
     LoadWeights,
     Manifest,
     OutOfMemory,
@@ -102,7 +103,7 @@ class StageProcess:
             self.coordinator,
             parts.run.checkpoints,
             parts.config.checkpoint.keep,
-            parts.config.learner.ranks,
+            parts.config.learner_ranks,
             done=self.tell,
             made_for=fingerprint.fingerprint_of(parts.config),
             least=size_of(Path(parts.config.model), "*.safetensors"),
@@ -295,6 +296,9 @@ class StageProcess:
             case events.CloseStep(step=step, groups=groups, normaliser=normaliser):
                 self._outbox.to_learners(CloseStep(step=step, groups=groups, normaliser=normaliser))
             case events.LoadWeights(engine=engine, version=version):
+                if not self._config.learner_ranks:
+                    self._outbox.to(engine, KeepWeights(version=version))
+                    return
                 if (manifest := self._published.of(version)) is None:
                     self._fail(f"the learner has published no version {version}", None)
                     return

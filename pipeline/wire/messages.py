@@ -254,6 +254,13 @@ class LoadWeights(Message, frozen=True, kw_only=True):
     manifest: Manifest
 
 
+class KeepWeights(Message, frozen=True, kw_only=True):
+    """Serve the weights that the engine began with, those of `model`, as this version: the run has
+    no learner to publish others."""
+
+    version: Count
+
+
 class TrainMember(msgspec.Struct, frozen=True, kw_only=True):
     """One trajectory to train on, self-contained."""
 
@@ -375,6 +382,7 @@ ToPeer = (
     | Generate
     | AbortLegs
     | LoadWeights
+    | KeepWeights
     | TrainGroup
     | ForgetGroup
     | StreamedTokens

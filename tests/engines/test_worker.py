@@ -29,6 +29,7 @@ from pipeline.wire.messages import (
     FromPeer,
     Generate,
     Join,
+    KeepWeights,
     LoadWeights,
     Manifest,
     Request,
@@ -195,6 +196,20 @@ async def test_legs_stream_to_their_ends_and_every_token_is_counted(tmp_path: Pa
         [load] = [m for m in stage.control if isinstance(m, Spans)]
         assert [span.what for span in load.spans] == list(LOAD_STAGES)
         assert {span.of for span in load.spans} == {(4,)}
+
+
+async def test_without_a_learner_it_samples_with_the_weights_that_it_began_with(tmp_path: Path):
+    async with stage_of(tmp_path, "simulated") as stage:
+        stage.server.send(stage.identity, KeepWeights(version=0))
+        assert await stage.heard(WeightsLoaded) == WeightsLoaded(version=0, gaps={}, proved=True)
+        stage.generate(request_of(1))
+        await stage.until_ended((1, 0))
+        chunks = [chunk for frame in stage.frames for chunk in frame.chunks]
+        assert {chunk.version for chunk in chunks} == {0}
+        await stage.load(1)
+        stage.server.send(stage.identity, KeepWeights(version=0))
+        failed = await stage.heard(WeightsFailed)
+        assert failed.why == "weights of version 1 have been loaded over the model's own"
 
 
 async def test_aborted_and_resumed_legs_go_on_at_their_offset(tmp_path: Path):

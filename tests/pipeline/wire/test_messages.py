@@ -27,6 +27,7 @@ from pipeline.wire.messages import (
     GroupTrained,
     Heartbeat,
     Join,
+    KeepWeights,
     LoadWeights,
     Manifest,
     Message,
@@ -96,6 +97,7 @@ TO_PEER: list[Message] = [
     ),
     AbortLegs(legs=((1, 0), (2, 3))),
     LoadWeights(manifest=MANIFEST),
+    KeepWeights(version=0),
     TrainGroup(
         step=1,
         group=2,
