@@ -39,6 +39,7 @@ from launch.launcher.processes import (
 from launch.monitor.bounded_output import bounded_output, tell_losses_in
 from launch.monitor.terminal import TerminalView
 from launch.options import user_path
+from launch.preflight.everything import PreflightError, check_everything
 from launch.preflight.settings import settings_problems
 from launch.preflight.without_effect import without_effect
 from launch.torchrun import run_location
@@ -79,7 +80,10 @@ from pipeline.wire.keys import PeerKeys, TransportError
 _STORE_S = 300.0
 _SECRET_BYTES = 1 << 16
 _RUN = "darts/run"
-_REFUSALS = (ConfigError, RolesError, RunError, TransportError, DataError, CheckpointError)
+_REFUSALS = (
+    *(ConfigError, RolesError, RunError, TransportError, DataError, CheckpointError),
+    PreflightError,
+)
 
 
 def _store(node: Node) -> Any:
@@ -161,10 +165,11 @@ def _first_rank(config: Config, args: argparse.Namespace, store: Any, node: Node
     """Runs rank 0: run folder, stage and learner rank 0. Returns the exit status."""
     if problems := settings_problems(config):
         raise RunError("\n".join(problems))
-    for line in filter(None, (*without_effect(config), warning_of_parent())):
-        print(f"darts: {line}", flush=True)
     run = _open_run(config, args, store)
     resume = _resume_point(config, args.config, run)
+    said = without_effect(config) if resume else check_everything(config)
+    for line in filter(None, (*said, warning_of_parent())):
+        print(f"darts: {printable(line)}", flush=True)
     plan = RoundPlan.for_job(config, node)
     digest = config_digest(config)
     run_location.write_round(run.path, plan.round)
