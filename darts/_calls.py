@@ -48,7 +48,7 @@ def train(
     *,
     model: str | Path | None = None,
     data: Rows | None = None,
-    held_out: Rows | None = None,
+    held_out: Rows | int | None = None,
     reward: Reward | None = None,
     steps: int | None = None,
     engine: str | dict[str, Any] | None = None,
@@ -69,8 +69,8 @@ def train(
         model: directory of a Hugging Face causal LM.
         data: prompts to train on: rows (dicts; a list, a `datasets.Dataset`, a DataFrame), which
             are kept in the run's folder, or a path.
-        held_out: prompts to evaluate on, likewise. With `data` and without `config` and
-            `held_out` nothing is evaluated.
+        held_out: prompts to evaluate on, likewise, or how many of a task. With `data` and without
+            `config` and `held_out` nothing is evaluated.
         reward: a function (docs/python.md), `file.py:function`, several in a list, or a reward
             plug-in's name.
         steps: training steps, `step.count`. Without `config`, the warm-up is no longer than these.
@@ -109,7 +109,7 @@ def train(
     settings = [*([] if model is None else [f"model={model}"]), *settings]
     settings += _settings.as_overrides(overrides)
     base = Path("runs") / _run_name(config, model)
-    parts = {"train": data, "held_out": held_out}
+    parts: dict[str, Rows | int | None] = {"train": data, "held_out": held_out}
     return _start(config, settings, parts, reward, out, base, quiet, on_line=on_line)
 
 
@@ -138,7 +138,7 @@ def evaluate(
     # without a configuration nothing else is there to train on, and nothing is trained
     rows = _settings.rows_of(data)
     prompts = data if rows is None else list(rows)
-    parts: dict[str, Rows | None] = {"held_out": prompts}
+    parts: dict[str, Rows | int | None] = {"held_out": prompts}
     if config is None:
         parts["train"] = prompts
     base = Path("runs") / f"{_run_name(config, model)}-eval"
@@ -233,7 +233,7 @@ def _refuse_no_evaluation(config: Config) -> None:
 def _start(
     config: Settings,
     settings: list[str],
-    data: dict[str, Rows | None],
+    data: dict[str, Rows | int | None],
     reward: Reward | None,
     out: str | Path | None,
     base: Path,
@@ -281,9 +281,9 @@ def _on_line(on_step: Callback | None, on_eval: Callback | None) -> Callback | N
     return on_line if calls else None
 
 
-def _data_settings(data: dict[str, Rows | None], folder: Path) -> Iterator[str]:
+def _data_settings(data: dict[str, Rows | int | None], folder: Path) -> Iterator[str]:
     for name, given in data.items():
-        if isinstance(given, str | Path):
+        if isinstance(given, str | Path | int):
             yield f"data.{name}={given}"
         elif (rows := _settings.rows_of(given)) is not None:
             yield f"data.{name}={_settings.write_rows(rows, folder / f'{name}.jsonl')}"

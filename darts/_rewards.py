@@ -99,7 +99,7 @@ def importable_name(function: Callable[..., Any]) -> str:
             + _CURE.format("name")
         )
     module = _module_name(function)
-    if module and is_importable(module):
+    if module and _is_importable(module):
         return f"{module}:{name}"
     file = _source_of(function)
     return "" if file is None else f"{file}:{name}"
@@ -124,7 +124,7 @@ def _source_of(function: Callable[..., Any]) -> Path | None:
     return path if path is not None and path.suffix == ".py" and path.is_file() else None
 
 
-def is_importable(module: str) -> bool:
+def _is_importable(module: str) -> bool:
     """Returns True if a fresh interpreter finds the same module: a script's folder, or one that was
     added to sys.path, is not among the places where it looks."""
     top = module.partition(".")[0]
