@@ -31,7 +31,6 @@ from pipeline.wire.messages import (
     FromPeer,
     Generate,
     Join,
-    KeepWeights,
     LegTimes,
     LoadWeights,
     Manifest,
@@ -169,11 +168,11 @@ class Worker:
                         self._begin(request)
                 case AbortLegs():
                     await self._abort(message.legs)
-                case LoadWeights():
+                case LoadWeights(manifest=None):
+                    self._keep_own()
+                case LoadWeights(manifest=Manifest() as manifest):
                     self._loading += 1
-                    self._spawn(self._load(message.manifest, time.monotonic()))
-                case KeepWeights():
-                    self._keep(message.version)
+                    self._spawn(self._load(manifest, time.monotonic()))
                 case Refused():
                     self.stop_serving(1, f"refused by the stage: {message.why}")
                 case Shutdown():
@@ -356,14 +355,14 @@ class Worker:
             self._loading -= 1
             self._declare()
 
-    def _keep(self, version: int) -> None:
-        """Serve what the engine began with as `version`: nobody publishes weights."""
-        if self._version not in (None, version):
+    def _keep_own(self) -> None:
+        """Serve what the engine began with as version 0: nobody publishes weights."""
+        if self._version:
             why = f"weights of version {self._version} have been loaded over the model's own"
-            self._client.send(WeightsFailed(version=version, why=why))
+            self._client.send(WeightsFailed(version=0, why=why))
             return
-        self._version = version
-        self._client.send(WeightsLoaded(version=version, gaps={}, proved=True))
+        self._version = 0
+        self._client.send(WeightsLoaded(version=0, gaps={}, proved=True))
 
     def _cut(self) -> None:
         """Send all tokens of the present weights before new ones are loaded."""

@@ -24,6 +24,7 @@ from launch.run_files.jsonl import read_lines
 from pipeline.checkpoint import store
 from pipeline.config.load import dump
 from pipeline.config.schema import Config
+from pipeline.config.trained import learner_ranks
 from pipeline.observability.recorder import Records
 from pipeline.system.durable_files import SYSTEM, make_durable, write_file
 from pipeline.system.run_folder import RunError, RunFolder, new_name
@@ -207,7 +208,7 @@ def _shown_job(
     lines = _Lines([show for show in (view and view.on_line, on_line) if show])
     if roles is None:
         parts = f"starting {config.engine.count} engine(s) ({config.engine.kind}), "
-        ranks = config.learner_ranks
+        ranks = learner_ranks(config)
         parts += f"{ranks} learner rank(s)" if ranks else "no learner (step.count is 0)"
     else:
         path = shlex.quote(str(run.path))

@@ -34,6 +34,7 @@ from launch.launcher.processes import (
 )
 from launch.launcher.starting import StartingParts
 from pipeline.config.schema import Config
+from pipeline.config.trained import learner_ranks
 from pipeline.coordinator.run_state import RunPhase
 from pipeline.system import temp_dirs
 from pipeline.system.descriptors import raise_limit
@@ -101,7 +102,7 @@ class Launcher:
     ) -> None:
         self._config, self._run, self._resume = config, run, resume
         self._view = GuardedView(view, self._stop)
-        self._roles = roles or Roles(config.engine.count, list(range(config.learner_ranks)))
+        self._roles = roles or Roles(config.engine.count, list(range(learner_ranks(config))))
         size = sum(p.stat().st_size for p in Path(config.model).glob("*.safetensors"))
         # Of a killed run: weights too, where it had too little shared memory.
         temp_dirs.remove_orphans(run.path)
@@ -149,7 +150,7 @@ class Launcher:
             command += ["--resume", str(self._resume)] if self._resume else []
             command += ["--listen-keys", str(site.listen_keys)] if site.listen_keys else []
             add("stage", command, base)
-        ranks, resume = config.learner_ranks, str(self._resume or "")
+        ranks, resume = learner_ranks(config), str(self._resume or "")
         tokens = read_limit(run, config.learner.tokens_per_micro_batch)
         for rank in self._roles.ranks:
             command = ["learner.learner_rank", *common]

@@ -17,6 +17,7 @@ import msgspec
 
 from pipeline.config.model_files import ModelError, is_pointer, read_facts, read_json
 from pipeline.config.schema import Config
+from pipeline.config.trained import learner_ranks
 from pipeline.plugins.ranges import did_you_mean
 
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -60,7 +61,7 @@ def weights_problems(config: Config) -> list[str]:
     tensors = _read(model, found)
     if tensors is not None and not found:
         found += _misfits(model, tensors)
-        if config.learner.lora is not None and config.learner_ranks:
+        if config.learner.lora is not None and learner_ranks(config):
             found += lora_problems(config.learner.lora.targets, tensors)
     if config.learner.reference_folder:
         _read(Path(config.learner.reference_folder), found)
@@ -79,7 +80,7 @@ def weights_line(config: Config) -> str:
         bytes_of[_DTYPES.get(tensor.dtype, tensor.dtype)] += math.prod(tensor.shape)
     stored = bytes_of.most_common(1)[0][0] if bytes_of else "nothing"
     named = read_facts(model).dtype.removeprefix("torch.")
-    trained = config.learner.dtype if config.learner_ranks else ""
+    trained = config.learner.dtype if learner_ranks(config) else ""
     served = config.engine.dtype
     line = f"{stored} on disk"
     line += f", trained in {trained}" if trained else ""

@@ -89,8 +89,7 @@ class SamplingConfig(Section, frozen=True, kw_only=True):
 
 class StepConfig(Section, frozen=True, kw_only=True):
     count: NonNegativeInt = 60
-    """Steps of the run: a batch and a new policy version each. 0: nothing is trained, the run has
-    no learner, and engines serve the model as it is (`darts eval`)."""
+    """Steps of the run: a batch and a new policy version each. 0: evaluate only, without learner."""
     prompts: PositiveInt = 16
     """Groups trained on in one step."""
     reserve: NonNegativeInt = 0
@@ -390,11 +389,6 @@ class Config(Section, frozen=True, kw_only=True):
     nodes: NodesConfig = NodesConfig()
     metrics: MetricsConfig = MetricsConfig()
     debug: DebugConfig = DebugConfig()
-
-    @property
-    def learner_ranks(self) -> int:
-        """Learner ranks of the run: none where nothing is trained (`step.count: 0`)."""
-        return self.learner.ranks if self.step.count else 0
 
     @property
     def paced(self) -> str:

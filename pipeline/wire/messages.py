@@ -251,14 +251,7 @@ class AbortLegs(Message, frozen=True, kw_only=True):
 
 
 class LoadWeights(Message, frozen=True, kw_only=True):
-    manifest: Manifest
-
-
-class KeepWeights(Message, frozen=True, kw_only=True):
-    """Serve the weights that the engine began with, those of `model`, as this version: the run has
-    no learner to publish others."""
-
-    version: Count
+    manifest: Manifest | None  # None: nobody publishes any; serve those of `model` as version 0
 
 
 class TrainMember(msgspec.Struct, frozen=True, kw_only=True):
@@ -382,7 +375,6 @@ ToPeer = (
     | Generate
     | AbortLegs
     | LoadWeights
-    | KeepWeights
     | TrainGroup
     | ForgetGroup
     | StreamedTokens

@@ -27,7 +27,6 @@ from pipeline.wire.messages import (
     GroupTrained,
     Heartbeat,
     Join,
-    KeepWeights,
     LoadWeights,
     Manifest,
     Message,
@@ -97,7 +96,7 @@ TO_PEER: list[Message] = [
     ),
     AbortLegs(legs=((1, 0), (2, 3))),
     LoadWeights(manifest=MANIFEST),
-    KeepWeights(version=0),
+    LoadWeights(manifest=None),
     TrainGroup(
         step=1,
         group=2,
