@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 Callback = Callable[[dict[str, Any]], object]
 """Is given a step or an evaluation, as `Run.steps` and `Run.evaluations` have it."""
+_OnLine = Callable[[dict[str, Any]], None]
 _preparing: contextvars.ContextVar[bool] = contextvars.ContextVar("preparing", default=False)
 
 
@@ -239,7 +240,7 @@ def _start(
     base: Path,
     quiet: bool,
     check: Callable[[Config], None] = lambda _: None,
-    on_line: Callback | None = None,
+    on_line: _OnLine | None = None,
 ) -> Run:
     """Makes the folder, writes rows and functions into it, checks everything, and runs."""
     from launch.commands.train import create_run, identify, run_job
@@ -269,7 +270,7 @@ def _start(
     return _ended(run, lambda: run_job(loaded, run, quiet=quiet, on_line=on_line))
 
 
-def _on_line(on_step: Callback | None, on_eval: Callback | None) -> Callback | None:
+def _on_line(on_step: Callback | None, on_eval: Callback | None) -> _OnLine | None:
     """Calls back with the stage's lines about steps and evaluations."""
     calls = {what: call for what, call in (("step", on_step), ("eval", on_eval)) if call}
 
@@ -291,7 +292,7 @@ def _data_settings(data: dict[str, Rows | int | None], folder: Path) -> Iterator
             yield from _settings.as_overrides({"data": given})
 
 
-def _resume(path: Path, settings: list[str], quiet: bool, on_line: Callback | None) -> Run:
+def _resume(path: Path, settings: list[str], quiet: bool, on_line: _OnLine | None) -> Run:
     from launch.commands.resume import RESUME_ERRORS, open_run, resume_status
     from launch.commands.train import run_job
 

@@ -46,11 +46,13 @@ def reward_overrides(reward: Reward, folder: Path) -> list[str]:
     names: list[str] = []
     source = folder / "reward" / "functions.py"
     for function in functions:
-        name = str(function) if isinstance(function, str | Path) else importable_name(function)
-        if not name:
+        if isinstance(function, str | Path):
+            names.append(str(function))
+        elif name := importable_name(function):
+            names.append(name)
+        else:
             typed_in.append(function)
-            name = f"{source}:{function.__qualname__}"
-        names.append(name)
+            names.append(f"{source}:{function.__qualname__}")
     if typed_in:
         try:
             write_functions(typed_in, source)
