@@ -12,7 +12,9 @@ Plug-ins are written with `darts.plugins`. Importing either loads no torch, vLLM
 from darts._calls import evaluate, load_config, simulate, train
 from darts._run import Run, RunError
 from pipeline.config.load import ConfigError
+from pipeline.system.version import darts_version
 
+__version__ = darts_version()
 __all__ = [
     "ConfigError",
     "Run",

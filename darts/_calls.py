@@ -9,22 +9,26 @@ import asyncio
 import contextvars
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from darts import _settings
+from darts._rewards import Reward, reward_overrides
 from darts._run import Run, RunError
-from darts._settings import Reward, Rows, Settings
+from darts._settings import Rows, Settings
 from pipeline.config.load import ConfigError
-from pipeline.config.schema import Config
+from pipeline.config.schema import Config, LearnerConfig
 
 if TYPE_CHECKING:
     from pipeline.system.run_folder import RunFolder
 
 _T = TypeVar("_T")
+Callback = Callable[[dict[str, Any]], object]
+"""Is given a step or an evaluation, as `Run.steps` and `Run.evaluations` have it."""
+_OnLine = Callable[[dict[str, Any]], None]
 _preparing: contextvars.ContextVar[bool] = contextvars.ContextVar("preparing", default=False)
 
 
@@ -45,12 +49,14 @@ def train(
     *,
     model: str | Path | None = None,
     data: Rows | None = None,
-    held_out: Rows | None = None,
+    held_out: Rows | int | None = None,
     reward: Reward | None = None,
     steps: int | None = None,
     engine: str | dict[str, Any] | None = None,
     out: str | Path | None = None,
     resume: str | Path | None = None,
+    on_step: Callback | None = None,
+    on_eval: Callback | None = None,
     quiet: bool = False,
     **overrides: Any,
 ) -> Run:
@@ -62,39 +68,50 @@ def train(
     Args:
         config: a YAML file, or its settings as a dict; without it every setting has its default.
         model: directory of a Hugging Face causal LM.
-        data: prompts to train on: rows (dicts), which are kept in the run's folder, or a path.
-        held_out: prompts to evaluate on, likewise. With `data` and without `config` and
-            `held_out` nothing is evaluated.
-        reward: a function (docs/rewards.md), `file.py:function`, several in a list, or a reward
+        data: prompts to train on: rows (dicts; a list, a `datasets.Dataset`, a DataFrame), which
+            are kept in the run's folder, or a path.
+        held_out: prompts to evaluate on, likewise, or how many of a task. With `data` and without
+            `config` and `held_out` nothing is evaluated.
+        reward: a function (docs/python.md), `file.py:function`, several in a list, or a reward
             plug-in's name.
-        steps: training steps, `step.count`.
+        steps: training steps, `step.count`. Without `config`, the warm-up is no longer than these.
         engine: `vllm`, `transformers` or `simulated`.
         out: the run's folder; a new one below runs/ by default.
-        resume: folder of a run to continue from its newest checkpoint; all else is taken from it.
+        resume: folder of a run to continue from its newest checkpoint. With it only `steps`,
+            `engine` and other settings may be given that a resume may change (docs/run-folder.md);
+            a run that has finished needs more `steps`.
+        on_step: called after each step, in this thread, while the run goes on. If it raises, the
+            run writes a checkpoint, stops, and this raises the same.
+        on_eval: called after each evaluation, likewise.
         quiet: print nothing.
         overrides: other settings by key: `seed=1`, `**{"group.size": 4}`.
 
     Raises: ConfigError if settings do not fit; RunError if the run cannot start, or fails.
     """
-    given = {"model": model, "data": data, "held_out": held_out, "reward": reward,
-             "steps": steps, "engine": engine, "out": out, "config": config}  # fmt: skip
-    if resume is not None:
-        more = [*(name for name, value in given.items() if value is not None), *overrides]
-        if more:
-            raise ValueError(
-                f"resume takes the run's folder and nothing else, found {', '.join(more)}; "
-                f"change settings in {resume}/config.yaml (docs/run-folder.md)"
-            )
-        return _resume(Path(resume), quiet)
-    settings = [] if model is None else [f"model={model}"]
-    if config is None and data is not None and held_out is None:
-        settings += ["data.held_out=0", "eval.every=0"]
-    settings += [] if reward is None else _settings.reward_overrides(reward)
-    settings += [] if steps is None else [f"step.count={steps}"]
+    settings = [] if steps is None else [f"step.count={steps}"]
     settings += _engine(engine)
+    on_line = _on_line(on_step, on_eval)
+    if resume is not None:
+        given = {"model": model, "data": data, "held_out": held_out, "reward": reward,
+                 "out": out, "config": config}  # fmt: skip
+        if more := [name for name, value in given.items() if value is not None]:
+            raise ValueError(
+                f"resume takes the run's folder and settings that a resume may change, found "
+                f"{', '.join(more)} (docs/run-folder.md)"
+            )
+        settings += _settings.as_overrides(overrides)
+        return _resume(Path(resume), settings, quiet, on_line)
+    if config is None:
+        if data is not None and held_out is None:
+            settings = ["data.held_out=0", "eval.every=0", *settings]
+        if steps:
+            warmup_steps = min(steps, LearnerConfig().warmup_steps)
+            settings = [f"learner.warmup_steps={warmup_steps}", *settings]
+    settings = [*([] if model is None else [f"model={model}"]), *settings]
     settings += _settings.as_overrides(overrides)
     base = Path("runs") / _run_name(config, model)
-    return _start(config, settings, {"train": data, "held_out": held_out}, out, base, quiet)
+    parts: dict[str, Rows | int | None] = {"train": data, "held_out": held_out}
+    return _start(config, settings, parts, reward, out, base, quiet, on_line=on_line)
 
 
 def evaluate(
@@ -118,19 +135,18 @@ def evaluate(
     Raises: ConfigError, RunError.
     """
     settings = [] if model is None else [f"model={model}"]
-    settings += [] if reward is None else _settings.reward_overrides(reward)
     settings += [*_engine(engine), *_settings.as_overrides(overrides), "step.count=0"]
     # without a configuration nothing else is there to train on, and nothing is trained
-    prompts = list(cast(Iterable[Mapping[str, Any]], data)) if _settings.is_rows(data) else data
-    parts: dict[str, Rows | None] = {"held_out": prompts}
+    rows = _settings.rows_of(data)
+    prompts = data if rows is None else list(rows)
+    parts: dict[str, Rows | int | None] = {"held_out": prompts}
     if config is None:
         parts["train"] = prompts
     base = Path("runs") / f"{_run_name(config, model)}-eval"
-    run = _start(config, settings, parts, out, base, quiet, _refuse_no_evaluation)
-    found = [line for line in run.metrics if line["what"] == "eval"]
-    if not found:
+    run = _start(config, settings, parts, reward, out, base, quiet, _refuse_no_evaluation)
+    if run.evaluation is None:
         raise RunError("the run ended without an evaluation", path=run.path)
-    return found[-1]
+    return run.evaluation
 
 
 def simulate(
@@ -218,13 +234,15 @@ def _refuse_no_evaluation(config: Config) -> None:
 def _start(
     config: Settings,
     settings: list[str],
-    data: dict[str, Rows | None],
+    data: dict[str, Rows | int | None],
+    reward: Reward | None,
     out: str | Path | None,
     base: Path,
     quiet: bool,
     check: Callable[[Config], None] = lambda _: None,
+    on_line: _OnLine | None = None,
 ) -> Run:
-    """Makes the folder, writes rows into it, checks everything, and runs."""
+    """Makes the folder, writes rows and functions into it, checks everything, and runs."""
     from launch.commands.train import create_run, identify, run_job
     from pipeline.system import run_folder
 
@@ -236,7 +254,8 @@ def _start(
         except (run_folder.RunError, OSError) as error:
             raise RunError(str(error), 2) from error
         try:
-            settings = [*settings, *_data_settings(data, run.path)]
+            chosen = [] if reward is None else reward_overrides(reward, run.path)
+            settings = [*chosen, *settings, *_data_settings(data, run.path)]
             loaded = _settings.loaded(config, settings)
             check(loaded)
             for line in _preflight(loaded, run.path):
@@ -248,44 +267,62 @@ def _start(
             if not before or out is None:
                 shutil.rmtree(run.path, ignore_errors=True)
             raise
-    return _ended(run, *run_job(loaded, run, quiet=quiet))
+    return _ended(run, lambda: run_job(loaded, run, quiet=quiet, on_line=on_line))
 
 
-def _data_settings(data: dict[str, Rows | None], folder: Path) -> Iterator[str]:
+def _on_line(on_step: Callback | None, on_eval: Callback | None) -> _OnLine | None:
+    """Calls back with the stage's lines about steps and evaluations."""
+    calls = {what: call for what, call in (("step", on_step), ("eval", on_eval)) if call}
+
+    def on_line(line: dict[str, Any]) -> None:
+        for what, call in calls.items():
+            if what in line:
+                call({"what": what, **line[what]})
+
+    return on_line if calls else None
+
+
+def _data_settings(data: dict[str, Rows | int | None], folder: Path) -> Iterator[str]:
     for name, given in data.items():
-        if isinstance(given, str | Path):
+        if isinstance(given, str | Path | int):
             yield f"data.{name}={given}"
-        elif _settings.is_rows(given):
-            rows = cast(Iterable[Mapping[str, Any]], given)
+        elif (rows := _settings.rows_of(given)) is not None:
             yield f"data.{name}={_settings.write_rows(rows, folder / f'{name}.jsonl')}"
         elif given is not None:
             yield from _settings.as_overrides({"data": given})
 
 
-def _resume(path: Path, quiet: bool) -> Run:
-    from launch.commands.train import RESUME_ERRORS, open_run, resume_status, run_job
+def _resume(path: Path, settings: list[str], quiet: bool, on_line: _OnLine | None) -> Run:
+    from launch.commands.resume import RESUME_ERRORS, open_run, resume_status
+    from launch.commands.train import run_job
 
     try:
-        found = open_run(path)
+        found = open_run(path, settings)
     except RESUME_ERRORS as error:
         raise RunError(str(error), resume_status(error), path.absolute()) from error
     if not quiet:
-        for line in found.damaged:
-            print(f"skipped a damaged checkpoint: {line}")
-        print(f"resuming {found.run.path} at step {found.step}")
-    return _ended(found.run, *run_job(found.config, found.run, found.checkpoint, quiet=quiet))
+        print("\n".join([*found.notes, f"resuming {found.run.path} at step {found.step}"]))
+    config, run, checkpoint = found.config, found.run, found.checkpoint
+    return _ended(run, lambda: run_job(config, run, checkpoint, quiet=quiet, on_line=on_line))
 
 
-def _ended(run: RunFolder, status: int, error: str) -> Run:
-    """The results of a run; or its end as an exception."""
+def _ended(run: RunFolder, job: Callable[[], tuple[int, str]]) -> Run:
+    """Runs a job; returns its results, or raises how it ended: what a callback raised, too."""
     from launch.commands.train import can_resume
 
-    cure = f"continue with darts.train(resume={str(run.path)!r})" if can_resume(run) else ""
+    def cure() -> str:
+        return f"continue with darts.train(resume={str(run.path)!r})" if can_resume(run) else ""
+
+    try:
+        status, error = job()
+    except BaseException as raised:
+        raised.add_note(f"{run.path}: stopped; {cure() or 'there is no checkpoint yet'}")
+        raise
     if status == 130:
-        raise KeyboardInterrupt(f"{run.path}: stopped; {cure or 'there is no checkpoint yet'}")
+        raise KeyboardInterrupt(f"{run.path}: stopped; {cure() or 'there is no checkpoint yet'}")
     if status:
         reason = error or "the run failed"
-        raise RunError(f"{reason}\n{cure}" if cure else reason, status, run.path)
+        raise RunError(f"{reason}\n{cure()}".rstrip(), status, run.path)
     return Run(run.path)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.load import ConfigError, load
+from pipeline.config.schema import Config
 from pipeline.system.untrusted_files import UnreadableFile, decode_json, read_bytes, read_json
 
 _MOST_BYTES = 1 << 30  # of metrics.jsonl
@@ -55,6 +57,29 @@ class Run:
             raise RunError(f"no metrics: {error}", path=self.path) from error
         return [line for line in lines if line.get("what") in ("step", "eval")]
 
+    @property
+    def config(self) -> Config:
+        """The settings of the run, with every default: `run.config.learner.lr`."""
+        try:
+            return load(self.path / "config.yaml")
+        except ConfigError as error:
+            raise RunError(f"no settings: {error}", path=self.path) from error
+
+    @property
+    def steps(self) -> list[dict[str, Any]]:
+        """The steps so far, in order: reward, lengths, seconds, tokens (docs/run-folder.md)."""
+        return [line for line in self.metrics if line["what"] == "step"]
+
+    @property
+    def evaluations(self) -> list[dict[str, Any]]:
+        """The evaluations so far, in order: accuracy, lengths (docs/evaluation.md)."""
+        return [line for line in self.metrics if line["what"] == "eval"]
+
+    @property
+    def evaluation(self) -> dict[str, Any] | None:
+        """The newest evaluation; None if nothing was evaluated."""
+        return next(reversed(self.evaluations), None)
+
     def export(self, directory: str | Path, best: bool = False) -> Path:
         """Writes the newest checkpoint as a Hugging Face directory, which must not exist.
 
@@ -66,7 +91,6 @@ class Run:
         from launch.commands.best_checkpoint import best_checkpoint
         from launch.commands.train import export_run
         from pipeline.checkpoint.store import CheckpointError
-        from pipeline.config.load import ConfigError
         from pipeline.system import run_folder
 
         try:

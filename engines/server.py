@@ -40,6 +40,7 @@ from pipeline.wire.messages import (
     TokenBatch,
     ToPeer,
     WeightsFailed,
+    WeightsLoaded,
     Welcome,
     ints,
 )
@@ -167,9 +168,11 @@ class Worker:
                         self._begin(request)
                 case AbortLegs():
                     await self._abort(message.legs)
-                case LoadWeights():
+                case LoadWeights(manifest=None):
+                    self._keep_own()
+                case LoadWeights(manifest=Manifest() as manifest):
                     self._loading += 1
-                    self._spawn(self._load(message.manifest, time.monotonic()))
+                    self._spawn(self._load(manifest, time.monotonic()))
                 case Refused():
                     self.stop_serving(1, f"refused by the stage: {message.why}")
                 case Shutdown():
@@ -351,6 +354,15 @@ class Worker:
         finally:
             self._loading -= 1
             self._declare()
+
+    def _keep_own(self) -> None:
+        """Serve what the engine began with as version 0: nobody publishes weights."""
+        if self._version:
+            why = f"weights of version {self._version} have been loaded over the model's own"
+            self._client.send(WeightsFailed(version=0, why=why))
+            return
+        self._version = 0
+        self._client.send(WeightsLoaded(version=0, gaps={}, proved=True))
 
     def _cut(self) -> None:
         """Send all tokens of the present weights before new ones are loaded."""

@@ -48,6 +48,24 @@ app.add_typer(data_app, name="data")
 app.add_typer(reward_app, name="reward")
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from pipeline.system.version import darts_version
+
+        typer.echo(f"darts {darts_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def about(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="print the version", callback=_print_version, is_eager=True),
+    ] = False,
+) -> None:
+    del version
+
+
 def _check(config: Any, ask: bool = False) -> list[str]:
     """Checks what a run would read; returns a line about each part, or ends the command."""
     from launch.preflight.everything import PreflightError, check_everything
@@ -88,7 +106,7 @@ def train_command(
     """Train a model on this machine.
 
     darts train configs/quickstart.yaml step.prompts=32 seed=1
-    darts train --resume runs/quickstart
+    darts train --resume runs/quickstart step.count=120
     """
     from launch.monitor.bounded_output import bounded_output
 
@@ -104,13 +122,17 @@ def _train(
     stage_only: bool,
     dry_run: bool,
 ) -> None:
-    from launch.commands.train import resume_run, start_run
+    from launch.commands.train import start_run
 
     if resume is not None:
-        if out is not None or overrides or config is not None or dry_run or stage_only:
-            what = "edit its config.yaml to change settings (docs/run-folder.md: which)"
-            exit_with_error(f"--resume takes the run's folder and nothing else; {what}", 2)
-        raise typer.Exit(resume_run(resume))
+        from launch.commands.resume import resume_run
+
+        # the first setting stands where a configuration would
+        settings = [str(config)] if config is not None and "=" in str(config) else []
+        if out is not None or (config is not None and not settings) or dry_run or stage_only:
+            what = "other settings as key=value (docs/run-folder.md: which may change)"
+            exit_with_error(f"--resume takes the run's folder, and {what}; nothing else", 2)
+        raise typer.Exit(resume_run(resume, [*settings, *(overrides or [])]))
     if config is None:
         exit_with_error("a configuration is missing: darts train configs/quickstart.yaml", 2)
     loaded = load_config(config, overrides)

@@ -51,8 +51,11 @@ def exit_at_once(error: OSError) -> NoReturn:
 def load_config(config: Path, overrides: list[str] | None, *, weights: bool = True) -> Any:
     """Loads a configuration, or ends with all its problems. Without `weights`, those of a model on
     the hub are not fetched."""
+    from pipeline.config import shipped
     from pipeline.config.load import ConfigError, load
 
+    if (found := shipped.config_file(config)) != config:
+        typer.echo(f"{config}: {found}, which came with darts", err=True)
     try:
         return load(config, overrides or (), weights=weights)
     except ConfigError as error:

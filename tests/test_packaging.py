@@ -1,9 +1,11 @@
 """What a user installs is what is in the tree: the wheel's files, and the locks' pins."""
 
+import json
 import os
 import re
 import subprocess
 import sys
+import sysconfig
 import tomllib
 import zipfile
 from email.parser import Parser
@@ -12,6 +14,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from scripts import link_shipped
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("darts", "engines", "launch", "learner", "pipeline")
@@ -121,6 +125,72 @@ def test_what_compares_and_simulates_for_users_comes_with_the_wheel(
 def test_darts_bench_compare_works_from_the_wheel(site: str, tmp_path: Path):
     code = "sys.argv[1:] = ['bench', 'compare', '--list']\nfrom launch.cli import main; main()"
     assert "dual_end" in from_the_wheel(site, code, tmp_path)
+
+
+def test_every_shipped_file_is_linked_and_no_link_leads_nowhere():
+    wanted, present = link_shipped.wanted_links(), link_shipped.present_links()
+    assert present == wanted, "run: python -m scripts.link_shipped"
+
+
+def test_version_has_one_source(site: str, tmp_path: Path):
+    code = "import darts; print(darts.__version__, darts.__file__)"
+    version, file = from_the_wheel(site, code, tmp_path).split()
+    assert (version, file.startswith(site)) == (PROJECT["version"], True)
+
+
+def test_shipped_configurations_recipes_and_models_are_found_from_an_empty_directory(
+    site: str, tmp_path: Path
+):
+    code = (
+        "from pathlib import Path\n"
+        "from pipeline.config import load, recipes\n"
+        "from launch.simulate import CONFIG\n"
+        "config = load.load(Path('configs/quickstart.yaml'), ['recipe=dars'])\n"
+        "print(config.model); print(len(recipes.builtin_recipes())); print(CONFIG.is_file())"
+    )
+    model, count, simulated = from_the_wheel(site, code, tmp_path).split()
+    assert model == f"{site}/darts/shipped/models/chain-sums"
+    assert int(count) == len(list((ROOT / "configs" / "recipes").glob("*.yaml")))
+    assert simulated == "True"
+
+
+SMALL = [
+    *("engine.kind=simulated", "step.count=2", "step.prompts=2", "group.size=2"),
+    *("sampling.max_tokens=24", "learner.warmup_steps=1", "selector=all", "budget.redundancy=1"),
+    *("advantage.grpo.drop_equal=false", "eval.every=0"),
+]
+
+
+@pytest.mark.long
+@pytest.mark.deepspeed
+def test_wheel_installs_and_trains_in_an_empty_environment(wheel: Path, tmp_path: Path):
+    """In a new virtual environment, from a directory without a file; what the wheel requires is
+    found where it is installed already, so that nothing is downloaded."""
+    env, empty = tmp_path / "env", tmp_path / "empty"
+    empty.mkdir()
+    run(sys.executable, "-m", "venv", "--without-pip", str(env))
+    python = env / "bin" / "python"
+    install = ("--python", str(python), "install", "-q", "--no-deps", "--no-index", str(wheel))
+    run(sys.executable, "-m", "pip", *install)
+    [packages] = env.glob("lib/python*/site-packages")
+    (packages / "required.pth").write_text(sysconfig.get_path("purelib") + "\n")
+
+    def darts(*words: str) -> str:
+        command = [str(env / "bin" / "darts"), *words]
+        own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        done = subprocess.run(
+            command, cwd=empty, env=own, capture_output=True, text=True, timeout=280
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    assert darts("--version") == f"darts {PROJECT['version']}\n"
+    assert "dars" in darts("config", "recipes")
+    said = darts("train", "configs/quickstart.yaml", *SMALL)
+    assert f"configs/quickstart.yaml: {packages}/darts/shipped/configs/quickstart.yaml" in said
+    assert "2 of 2 steps" in said
+    about = json.loads((empty / "runs" / "quickstart" / "about.json").read_text())
+    assert about["versions"]["darts-rl"] == PROJECT["version"]
 
 
 def test_cpu_lock_has_no_cuda_and_no_torch_kin():

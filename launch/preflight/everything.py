@@ -11,7 +11,7 @@ from pathlib import Path
 from launch.preflight import rewards
 from launch.preflight.plugins import plugin_problems
 from launch.preflight.settings import settings_problems
-from launch.preflight.weights import weights_problems
+from launch.preflight.weights import weights_line
 from launch.preflight.without_effect import without_effect
 from pipeline.config import hub, rules
 from pipeline.config.schema import Config
@@ -48,7 +48,7 @@ def check_everything(config: Config, *, ask: bool = False) -> list[str]:
     except (ModelError, DataError, PluginError) as error:
         raise PreflightError(str(error)) from error
     asked = plugin_problems(config) if ask else []
-    if problems := [*settings_problems(config), *weights_problems(config), *asked]:
+    if problems := [*settings_problems(config), *asked]:
         raise PreflightError("\n".join(problems))
     data = [train, held_out.data]
     tried = rewards.Tried("")
@@ -69,6 +69,7 @@ def check_everything(config: Config, *, ask: bool = False) -> list[str]:
         *skipped,
         *(f"warning: {line}" for line in (*rules.warnings(config), *told, *tried.warnings)),
         f"model: {hub.pinned(config.model)} ({tokenizer.vocabulary} tokens)",
+        f"weights: {weights_line(config)}",
         *(f"tokens: {fact}" for fact in findings.facts_of(tokenizer, config.sampling.stop)),
         f"training: {train.summary_line()}",
         f"held out: {held_out.data.summary_line()}",

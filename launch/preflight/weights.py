@@ -7,6 +7,8 @@ no layer has. A header is what safetensors defines: 8 bytes of length, then JSON
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +17,7 @@ import msgspec
 
 from pipeline.config.model_files import ModelError, is_pointer, read_facts, read_json
 from pipeline.config.schema import Config
+from pipeline.config.trained import learner_ranks
 from pipeline.plugins.ranges import did_you_mean
 
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -39,6 +42,10 @@ _OTHERS = (
 """What lies there in place of safetensors -> what it is."""
 
 
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""safetensors' name of a type -> torch's."""
+
+
 class Tensor(msgspec.Struct, frozen=True):
     """One tensor by its header."""
 
@@ -54,11 +61,36 @@ def weights_problems(config: Config) -> list[str]:
     tensors = _read(model, found)
     if tensors is not None and not found:
         found += _misfits(model, tensors)
-        if config.learner.lora is not None:
+        if config.learner.lora is not None and learner_ranks(config):
             found += lora_problems(config.learner.lora.targets, tensors)
     if config.learner.reference_folder:
         _read(Path(config.learner.reference_folder), found)
     return found
+
+
+def weights_line(config: Config) -> str:
+    """How the weights are stored, trained and served, with what is lost on the way.
+
+    Call it once `weights_problems` has found none.
+    """
+    model = Path(config.model)
+    tensors = [tensor for path in _files(model) for tensor in header_of(path).values()]
+    bytes_of: Counter[str] = Counter()
+    for tensor in tensors:
+        bytes_of[_DTYPES.get(tensor.dtype, tensor.dtype)] += math.prod(tensor.shape)
+    stored = bytes_of.most_common(1)[0][0] if bytes_of else "nothing"
+    named = read_facts(model).dtype.removeprefix("torch.")
+    trained = config.learner.dtype if learner_ranks(config) else ""
+    served = config.engine.dtype
+    line = f"{stored} on disk"
+    line += f", trained in {trained}" if trained else ""
+    line += f", served in {f'the dtype of config.json ({named})' if served == 'auto' else served}"
+    if named and named != stored:
+        line += f"; config.json says {named}"
+    finer = {"float32": ("bfloat16", "float16"), "float16": ("bfloat16",)}
+    if trained in finer.get(stored, ()):
+        line += f"; they are rounded to {trained} when they are loaded"
+    return line
 
 
 def _read(directory: Path, problems: list[str]) -> dict[str, Tensor] | None:

@@ -1,6 +1,6 @@
 """`darts simulate`: runs in virtual time, and tables made from them."""
 
-from pathlib import Path
+from pipeline.config import shipped
 
-CONFIG = Path(__file__).resolve().parents[2] / "configs" / "simulate.yaml"
+CONFIG = shipped.ROOT / "configs" / "simulate.yaml"
 """Default configuration of a simulated run."""

@@ -26,16 +26,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 
-import msgspec
-
-from launch.commands.train import (
-    check_fits,
-    identify,
-    never_began,
-    print_outcome,
-    rewrite_config,
-    was_ever_saved,
-)
+from launch.commands.resume import check_fits, keep_changes, refuse_finished, resume_status
+from launch.commands.train import identify, never_began, print_outcome, was_ever_saved
 from launch.launcher import gpus
 from launch.launcher.environment import clean_environment
 from launch.launcher.local import Launcher, Roles
@@ -47,6 +39,7 @@ from launch.launcher.processes import (
 from launch.monitor.bounded_output import bounded_output, tell_losses_in
 from launch.monitor.terminal import TerminalView
 from launch.options import user_path
+from launch.preflight.everything import PreflightError, check_everything
 from launch.preflight.settings import settings_problems
 from launch.preflight.without_effect import without_effect
 from launch.torchrun import run_location
@@ -71,7 +64,7 @@ from launch.torchrun.rendezvous import (
     read_message,
 )
 from launch.torchrun.roles import RolesError, check_world
-from pipeline.checkpoint.store import CheckpointError, Refused, newest
+from pipeline.checkpoint.store import CheckpointError, newest
 from pipeline.config.load import ConfigError, dump, load
 from pipeline.config.paths import names_without_commit
 from pipeline.config.schema import Config
@@ -81,14 +74,17 @@ from pipeline.system.private_dirs import UMASK
 from pipeline.system.python_path import SAFE, user_folder_last
 from pipeline.system.run_folder import RunError, RunFolder, new_name
 from pipeline.system.terminal_text import printable
-from pipeline.system.untrusted_files import UnreadableFile, read_bytes, read_json
+from pipeline.system.untrusted_files import UnreadableFile, read_bytes
 from pipeline.wire.curve_auth import new_pair
 from pipeline.wire.keys import PeerKeys, TransportError
 
 _STORE_S = 300.0
 _SECRET_BYTES = 1 << 16
 _RUN = "darts/run"
-_REFUSALS = (ConfigError, RolesError, RunError, TransportError, DataError, CheckpointError)
+_REFUSALS = (
+    *(ConfigError, RolesError, RunError, TransportError, DataError, CheckpointError),
+    PreflightError,
+)
 
 
 def _store(node: Node) -> Any:
@@ -109,12 +105,6 @@ def _replace(module: str, arguments: list[str], environment: dict[str, str]) -> 
     os.execve(sys.executable, words, environment)  # noqa: S606
 
 
-class _Result(msgspec.Struct, frozen=True):
-    """What is used of result.json."""
-
-    steps: int
-
-
 # --- rank 0 -----------------------------------------------------------------------------------
 
 
@@ -130,13 +120,7 @@ def _open_run(config: Config, args: argparse.Namespace, store: Any) -> RunFolder
     run.make_folders()
     run.hold_lock()
     run_location.refuse_moved_run(run)
-    if run.result.exists():
-        done = read_json(run.result, _Result).steps
-        if done >= config.step.count:
-            raise RunError(
-                f"{run.path}: this run has finished its {done} steps; raise step.count, or choose "
-                "another --out"
-            )
+    refuse_finished(run, config)
     store.set(_RUN, secret.sign_message(_RUN, RunPlace(path=str(run.path))))
     return run
 
@@ -164,21 +148,29 @@ def _resume_point(config: Config, given: Path, run: RunFolder) -> Path | None:
     for line in complaints:
         print(f"darts: skipped a damaged checkpoint: {line}", flush=True)
     check_fits(resume, manifest, config, f"{given} or the settings of this command")
-    if other:
-        print(f"darts: {run.config}: updated with the settings of this command", flush=True)
-        rewrite_config(run, config)
+    for line in keep_changes(run, _settings_of(run), config, manifest) if other else ():
+        print(f"darts: {line}", flush=True)
     print(f"darts: resuming {run.path} at step {manifest['step']}", flush=True)
     return resume
+
+
+def _settings_of(run: RunFolder) -> Config | None:
+    """Returns the settings of an earlier round; None if this version of darts cannot read them."""
+    try:
+        return load(run.config)
+    except ConfigError:
+        return None
 
 
 def _first_rank(config: Config, args: argparse.Namespace, store: Any, node: Node) -> int:
     """Runs rank 0: run folder, stage and learner rank 0. Returns the exit status."""
     if problems := settings_problems(config):
         raise RunError("\n".join(problems))
-    for line in filter(None, (*without_effect(config), warning_of_parent())):
-        print(f"darts: {line}", flush=True)
     run = _open_run(config, args, store)
     resume = _resume_point(config, args.config, run)
+    said = without_effect(config) if resume else check_everything(config)
+    for line in filter(None, (*said, warning_of_parent())):
+        print(f"darts: {printable(line)}", flush=True)
     plan = RoundPlan.for_job(config, node)
     digest = config_digest(config)
     run_location.write_round(run.path, plan.round)
@@ -326,8 +318,7 @@ def _refused(error: Exception, node: Node) -> int:
         told = {"message": {"message": f"darts: {text}", "extraInfo": extra}}
         with contextlib.suppress(OSError):
             Path(path).write_text(json.dumps(told), encoding="utf-8")
-    none = isinstance(error, CheckpointError) and not isinstance(error, Refused)
-    return 5 if none else 2
+    return resume_status(error)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipeline.config.schema import Config
+from pipeline.config.trained import learner_ranks
 
 
 class RolesError(Exception):
@@ -13,6 +14,8 @@ class RolesError(Exception):
 
 def check_world(world: int, config: Config) -> None:
     """Raises RolesError unless torchrun has started as many ranks as the job has roles."""
+    if not learner_ranks(config):
+        raise RolesError("step.count is 0: nothing would be trained; evaluate with darts eval")
     _check_count(world, config.learner.ranks, config.engine.count)
 
 

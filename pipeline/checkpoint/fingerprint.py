@@ -131,6 +131,13 @@ def differences(saved: Mapping[str, str], now: Mapping[str, str], settings: str)
     return lines
 
 
+def changes(before: Config, after: Config) -> list[str]:
+    """List the settings that differ, as `step.count: 60 -> 300`."""
+    old, new = dict(_flat(_as_written(before))), dict(_flat(_as_written(after)))
+    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    return [f"{key}: {_text(old.get(key))} -> {_text(new.get(key))}" for key in keys]
+
+
 def _as_written(config: Config) -> dict[str, Any]:
     """Return section -> key -> value; a plug-in's options under its name, as in the file."""
     found: dict[str, Any] = msgspec.to_builtins(paths.as_saved(config))

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from pipeline.config import overrides as changes
-from pipeline.config import paths, recipes
+from pipeline.config import paths, recipes, shipped
 from pipeline.config.resolve import Resolver
 from pipeline.config.schema import Config, Plugin
 from pipeline.config.yaml_tree import Branch, write
@@ -36,7 +36,8 @@ def load(path: Path | None, overrides: Sequence[str] = (), *, weights: bool = Tr
     """Read, override, check, and fetch what is named on the Hugging Face hub and not here. Raises
     ConfigError with all problems.
 
-    Without a path everything is at its default but the overrides.
+    Without a path everything is at its default but the overrides. A file that is not there may be
+    one that comes with darts (`pipeline.config.shipped`).
     Overrides are `key=value`: `step.prompts=32`, `selector=dual_end` (its options
     at their defaults), `selector.dual_end.longest=2` (chooses `dual_end`), and
     `budget.redundancy=1` (an option of the plug-in in force). Later ones win. `recipe=dars`
@@ -46,6 +47,7 @@ def load(path: Path | None, overrides: Sequence[str] = (), *, weights: bool = Tr
     problems: list[str] = []
     tree = Branch("settings")
     if path is not None:
+        path = shipped.config_file(path)
         tree = recipes.read_settings(path, str(path), problems)
     tree, overrides = recipes.laid(tree, overrides, path, problems)
     for override in overrides:

@@ -1,8 +1,9 @@
 """Paths of a configuration -> absolute ones of what is there, and back to what is saved of them.
 
 A relative path is looked for in the current directory, then in the one above the
-folder of the configuration's file. Of models and data, what is not there may be a name on the
-Hugging Face hub (`pipeline.config.hub`). What is nowhere is a complaint with its key.
+folder of the configuration's file, then among what comes with darts. Of models and data, what is
+not there may be a name on the Hugging Face hub (`pipeline.config.hub`). What is nowhere is a
+complaint with its key.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from pipeline.config import hub, rules
+from pipeline.config import hub, rules, shipped
 from pipeline.config.evaluation import EvalConfig, EvalFileConfig
 from pipeline.config.pace import PaceError, engine_pace, is_profile, learner_pace, pace_name
 from pipeline.config.schema import Config, EngineConfig
@@ -150,10 +151,14 @@ class _Finder:
         self, key: str, given: str, rule: str, fits: Callable[[Path], bool] = Path.is_file
     ) -> str:
         """Its absolute path; "" if it is not there, which has been said."""
-        found, why = look_for(given, self._bases, fits)
+        found, why = self._look_for(given, fits)
         if not found:
             self._problem(key, f"found {given!r:.500}: {rule}; {why:.500}; mend the path")
         return found
+
+    def _look_for(self, given: str, fits: Callable[[Path], bool]) -> tuple[str, str]:
+        bases = [*self._bases, *([shipped.ROOT] if shipped.holds(given) else [])]
+        return look_for(given, bases, fits)
 
     def model(self, key: str, given: str, rule: str, *, weights: bool) -> str:
         """The directory of a model, here or in the hub's cache."""
@@ -171,7 +176,7 @@ class _Finder:
     ) -> str:
         """The absolute path of what is here, which comes first, or of what the hub has under that
         name; "" if neither, which has been said."""
-        found, why = look_for(given, self._bases, fits)
+        found, why = self._look_for(given, fits)
         name = hub.parsed(given)
         if found or name is None:
             return found or self.found(key, given, rule, fits)

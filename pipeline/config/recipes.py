@@ -19,13 +19,14 @@ from typing import Any, cast
 
 import msgspec
 
+from pipeline.config import shipped
 from pipeline.config.paths import look_for
 from pipeline.config.values import shown
 from pipeline.config.yaml_tree import MAX_CHARACTERS, Branch, Leaf, Tree, parse, plain, write
 from pipeline.plugins import registry
 from pipeline.plugins.ranges import did_you_mean
 
-FOLDER = Path(__file__).resolve().parents[2] / "configs" / "recipes"
+FOLDER = shipped.ROOT / "configs" / "recipes"
 """Where the built-in recipes lie."""
 ENTRY_POINTS = "darts.recipes"
 """Entry point group of installed recipes: a dict of settings, or the path of a YAML file beside

@@ -95,7 +95,7 @@ class SamplingConfig(Section, frozen=True, kw_only=True):
 
 class StepConfig(Section, frozen=True, kw_only=True):
     count: NonNegativeInt = 60
-    """Steps of the run: a batch and a new policy version each."""
+    """Steps of the run: a batch and a new policy version each. 0: evaluate, with no learner."""
     prompts: PositiveInt = 16
     """Groups trained on in one step."""
     reserve: NonNegativeInt = 0

@@ -91,6 +91,8 @@ class Coordinator:
         parts = (self.core, self.scheduler, self.group_manager, self.steps)
         self.waits = Waits(*parts, self.token_ingest.turns)
         self.watchdog = Watchdog(*parts, self.token_ingest.turns, self.waits)
+        if not settings.ranks:
+            self.core.version = 0  # nobody publishes one: engines keep the weights they began with
         self._checkpoint_step = -1  # of the newest one that was asked for
         self._checkpoints_failed = 0  # in a row
         self._final_checkpoint = False  # the one that is being written ends the run
@@ -309,7 +311,8 @@ class Coordinator:
         """Begin the final checkpoint, once no optimizer step is under way."""
         if self.run.checkpoint_since is not None or self.core.weights_move:
             return
-        if self.core.version < 0 or len(self.run.learners) < self.core.settings.ranks:
+        ranks = self.core.settings.ranks
+        if self.core.version < 0 or not ranks or len(self.run.learners) < ranks:
             self._end()  # nothing has begun, or a rank is not there to write its part
         else:
             self._final_checkpoint = True

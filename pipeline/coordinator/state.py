@@ -43,7 +43,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     tries: float  # at most tries x need groups are opened for a step
     size: int  # M
     max_tokens: int
-    ranks: int
+    ranks: int  # 0: nothing is trained
     engines: int = 1  # by config; more may join
     overlap: str  # token | group | off
     stream: bool = False  # tokens for the learner's cached forward

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from pipeline.config.trained import learner_ranks
 from pipeline.coordinator.events import EngineJoined, LearnerJoined
 from pipeline.stage.build import Parts
 from pipeline.stage.outbox import Outbox
@@ -54,7 +55,7 @@ class Admission:
 
     def _admit(self, identity: bytes, join: Join, now: float) -> Peer | None:
         parts = self._parts
-        ranks, vocabulary = parts.config.learner.ranks, parts.tokenizer.vocabulary
+        ranks, vocabulary = learner_ranks(parts.config), parts.tokenizer.vocabulary
         problem = complaint(join, ranks, vocabulary, parts.resumed_step, parts.longest)
         if len(self._peers.by_identity) >= MOST_PEERS:
             problem = f"{MOST_PEERS} peers are connected already"

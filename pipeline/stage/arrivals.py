@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from pipeline.config.schema import Config
+from pipeline.config.trained import learner_ranks
 from pipeline.coordinator.events import AnyCommand, AnyEvent
 from pipeline.stage.rounds import Rounds
 
@@ -68,4 +69,4 @@ def arrivals_of(config: Config) -> Arrivals:
     """The one that the run's settings ask for."""
     if not config.debug.ordered:
         return AsTheyCome()
-    return Rounds(config.engine.count, config.learner.ranks, config.engine.chunk_tokens)
+    return Rounds(config.engine.count, learner_ranks(config), config.engine.chunk_tokens)

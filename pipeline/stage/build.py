@@ -11,6 +11,7 @@ from typing import Any
 from pipeline.config import logprob_uses
 from pipeline.config.load import environment_options, plugin_class
 from pipeline.config.schema import Config, Plugin, StepConfig
+from pipeline.config.trained import learner_ranks
 from pipeline.coordinator.coordinator import Coordinator
 from pipeline.coordinator.state import Plugins, Settings
 from pipeline.coordinator.timeouts import Timeouts
@@ -95,7 +96,7 @@ def coordinator_settings(
         keep_versions=config.step.keep_versions,
         size=config.group.size,
         max_tokens=config.sampling.max_tokens,
-        ranks=config.learner.ranks,
+        ranks=learner_ranks(config),
         engines=config.engine.count,
         overlap=config.learner.overlap,
         stream=logprob_uses.of(config).streamed,

@@ -20,6 +20,7 @@ from pipeline.checkpoint import fingerprint
 from pipeline.checkpoint.saver import Saver, size_of
 from pipeline.config import rules
 from pipeline.config.load import environment_options
+from pipeline.config.trained import learner_ranks
 from pipeline.coordinator import events, snapshot
 from pipeline.coordinator.events import AnyCommand, AnyEvent, Halt, Tick
 from pipeline.coordinator.state import PluginFault
@@ -102,7 +103,7 @@ class StageProcess:
             self.coordinator,
             parts.run.checkpoints,
             parts.config.checkpoint.keep,
-            parts.config.learner.ranks,
+            learner_ranks(parts.config),
             done=self.tell,
             made_for=fingerprint.fingerprint_of(parts.config),
             least=size_of(Path(parts.config.model), "*.safetensors"),
@@ -295,7 +296,8 @@ class StageProcess:
             case events.CloseStep(step=step, groups=groups, normaliser=normaliser):
                 self._outbox.to_learners(CloseStep(step=step, groups=groups, normaliser=normaliser))
             case events.LoadWeights(engine=engine, version=version):
-                if (manifest := self._published.of(version)) is None:
+                manifest = self._published.of(version)
+                if manifest is None and learner_ranks(self._config):
                     self._fail(f"the learner has published no version {version}", None)
                     return
                 self._outbox.to(engine, LoadWeights(manifest=manifest))

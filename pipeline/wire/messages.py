@@ -251,7 +251,7 @@ class AbortLegs(Message, frozen=True, kw_only=True):
 
 
 class LoadWeights(Message, frozen=True, kw_only=True):
-    manifest: Manifest
+    manifest: Manifest | None  # None: nobody publishes any; serve those of `model` as version 0
 
 
 class TrainMember(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import darts
-from darts import _settings
+from darts import _rewards
 from tests.launch.jobs.jobs import heed_ctrl_c
 from tests.paths import ROOT
 
@@ -58,6 +58,9 @@ def in_a_thread(call: Callable[[], Any]) -> Any:
     return result
 
 
+called_back: list[dict[str, Any]] = []
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> darts.Run:
     out = tmp_path_factory.mktemp("darts") / "run"
@@ -68,6 +71,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> darts.Run:
             reward=length_reward,
             steps=1,
             out=out,
+            on_step=called_back.append,
+            on_eval=called_back.append,
             quiet=True,
             **SMALL,
         )
@@ -85,6 +90,40 @@ def test_rows_and_a_function_are_trained_on_off_the_main_thread(run: darts.Run):
     assert [line["what"] for line in run.metrics] == ["eval", "step", "eval"]
     assert run.metrics[1]["reward"] > 1, "the reward is that of the function"
     assert darts.Run(run.path).result == run.result
+    assert [line["step"] for line in run.steps] == [0]
+    assert [line["step"] for line in run.evaluations] == [0, 1]
+    assert run.evaluation == run.metrics[-1]
+    assert (run.config.step.count, run.config.learner.warmup_steps) == (1, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.deepspeed
+def test_callbacks_are_given_each_step_and_evaluation_as_it_is_on_file(run: darts.Run):
+    on_file = [{k: v for k, v in line.items() if k != "time"} for line in run.metrics]
+    assert called_back == on_file
+
+
+class Pruned(Exception):
+    pass
+
+
+@pytest.mark.slow
+@pytest.mark.deepspeed
+def test_a_callback_that_raises_ends_the_run_with_a_checkpoint_and_is_raised(tmp_path: Path):
+    def prune(step: dict[str, Any]) -> None:
+        seen.append(step["step"])
+        if step["step"] >= 1:
+            raise Pruned("not promising")
+
+    seen: list[int] = []
+    more: dict[str, Any] = {**SMALL, "reward": length_reward, "quiet": True, "on_step": prune}
+    with pytest.raises(Pruned, match="not promising") as caught:
+        darts.train(data=ROWS, steps=100000, out=tmp_path / "run", **more)
+    assert caught.value.__notes__ == [
+        f"{tmp_path}/run: stopped; continue with darts.train(resume='{tmp_path}/run')"
+    ]
+    assert list((tmp_path / "run" / "checkpoints").glob("step-*"))
+    assert len(seen) < 50, "it ended soon"
 
 
 @pytest.mark.slow
@@ -94,12 +133,14 @@ def test_rows_are_kept_in_the_runs_folder_for_a_resume(
 ):
     kept = (run.path / "train.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in kept] == ROWS
-    config = run.path / "config.yaml"
-    config.write_text(config.read_text().replace("count: 1\n  prompts", "count: 2\n  prompts"))
-    again = darts.train(resume=run.path)
+    with pytest.raises(darts.RunError, match=r"has finished its 1 steps; raise step\.count"):
+        darts.train(resume=run.path)
+    again = darts.train(resume=run.path, steps=2)
     assert again.path == run.path
-    assert again.result["steps"] == 2
+    assert (again.result["steps"], again.config.step.count) == (2, 2)
+    assert [line["step"] for line in again.steps] == [0, 1]
     said = capfd.readouterr().out
+    assert "changed: step.count: 1 -> 2" in said
     assert "resuming" in said
     assert "step   2/2" in said, "it prints as `darts train` does"
 
@@ -116,11 +157,20 @@ def test_export_writes_a_model_and_refuses_a_directory_that_is_there(
 
 
 @pytest.mark.slow
-@pytest.mark.deepspeed
-def test_evaluate_returns_the_figures_of_the_rows(tmp_path: Path):
+def test_evaluate_returns_the_figures_of_the_rows_and_needs_no_deepspeed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    absent = tmp_path / "absent" / "deepspeed"
+    absent.mkdir(parents=True)
+    (absent / "__init__.py").write_text("raise ImportError('no DeepSpeed on this machine')\n")
+    monkeypatch.setenv("PYTHONPATH", f"{absent.parent}:{ROOT}")
     found = darts.evaluate(data=ROWS, reward=length_reward, out=tmp_path / "e", quiet=True, **SMALL)
     assert found["samples"] == len(ROWS) * 4
     assert found["accuracy"] > 1
+    assert sorted(path.name for path in (tmp_path / "e" / "logs").iterdir()) == [
+        "e0.log",
+        "stage.log",
+    ], "there was no learner"
 
 
 @pytest.mark.slow
@@ -196,7 +246,7 @@ def test_every_problem_of_the_settings_is_said_and_no_folder_is_left(tmp_path: P
 def test_data_that_a_run_could_not_read_is_refused(tmp_path: Path):
     assert "prompt" in refused(tmp_path, data=[{"question": "1+1="}], reward=length_reward)
     assert "row 1 of the data is 'x', expected a dict" in refused(tmp_path, data=[ROWS[0], "x"])
-    assert "row 0 of the data: " in refused(tmp_path, data=[{"prompt": b"1+1="}])
+    assert "row 0 of the data: prompt is bytes" in refused(tmp_path, data=[{"prompt": b"1+1="}])
     assert "the data has no rows" in refused(tmp_path, data=[])
 
 
@@ -213,8 +263,8 @@ def test_a_function_that_no_process_can_import_is_refused_with_the_cure(tmp_path
     assert "a method of an object" in refused(tmp_path, reward=Holder().score_it)
     typed: dict[str, Any] = {"__name__": "__main__"}
     exec(compile("def typed(sample):\n    return 1.0", "<cell>", "exec"), typed)
-    assert "is in no file, so that the reward's processes cannot import it; write" in refused(
-        tmp_path, reward=typed["typed"]
+    assert "typed was typed in and is in no file, and Python has not kept its source; write" in (
+        refused(tmp_path, reward=typed["typed"])
     )
 
 
@@ -224,16 +274,16 @@ class Holder:
 
 
 def test_functions_are_named_by_module_or_by_file(tmp_path: Path, monkeypatch: Any):
-    assert _settings.importable_name(length_reward) == f"{__name__}:length_reward"
+    assert _rewards.importable_name(length_reward) == f"{__name__}:length_reward"
     (tmp_path / "beside.py").write_text("def mine(sample):\n    return 1.0\n")
     monkeypatch.syspath_prepend(tmp_path)  # as a script's folder is: other processes lack it
     import beside  # type: ignore[import-not-found]
 
-    assert _settings.importable_name(beside.mine) == f"{tmp_path}/beside.py:mine"
-    both = _settings.reward_overrides([length_reward, "a.py:b"])
+    assert _rewards.importable_name(beside.mine) == f"{tmp_path}/beside.py:mine"
+    both = _rewards.reward_overrides([length_reward, "a.py:b"], tmp_path)
     assert both == [f'reward={{"python": {{"function": ["{__name__}:length_reward", "a.py:b"]}}}}']
-    assert _settings.reward_overrides("math") == ["reward=math"]
-    assert _settings.reward_overrides({"exact": {"marker": "#"}}) == [
+    assert _rewards.reward_overrides("math", tmp_path) == ["reward=math"]
+    assert _rewards.reward_overrides({"exact": {"marker": "#"}}, tmp_path) == [
         'reward={"exact": {"marker": "#"}}'
     ]
 
@@ -267,9 +317,9 @@ def test_a_folder_that_holds_a_run_is_refused_and_kept(tmp_path: Path):
     assert (tmp_path / "config.yaml").exists()
 
 
-def test_resume_takes_nothing_else_and_needs_a_checkpoint(tmp_path: Path):
-    with pytest.raises(ValueError, match="nothing else, found steps, seed"):
-        darts.train(resume=tmp_path, steps=3, seed=1)
+def test_resume_takes_only_what_it_may_change_and_needs_a_checkpoint(tmp_path: Path):
+    with pytest.raises(ValueError, match="may change, found model, reward "):
+        darts.train(resume=tmp_path, model=MODEL, reward=length_reward, steps=3)
     with pytest.raises(darts.RunError) as caught:
         darts.train(resume=tmp_path / "none")
     assert caught.value.status == 2

@@ -19,7 +19,9 @@ from tests.pipeline.coordinator.world import World, plugins_of, settings_of
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Names that a reader is to replace by his own.
 OWN = re.compile(r"CONFIG|NAME|my_selectors|selector[=.]quickest|my_data|\.\.\.")
-TOP_FOLDERS = "pipeline|engines|learner|launch|darts|tests|configs|docs|scripts|requirements|models"
+TOP_FOLDERS = (
+    "pipeline|engines|learner|launch|darts|tests|configs|docs|scripts|requirements|models|examples"
+)
 NAME = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 

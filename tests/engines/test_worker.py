@@ -198,6 +198,20 @@ async def test_legs_stream_to_their_ends_and_every_token_is_counted(tmp_path: Pa
         assert {span.of for span in load.spans} == {(4,)}
 
 
+async def test_without_a_learner_it_samples_with_the_weights_that_it_began_with(tmp_path: Path):
+    async with stage_of(tmp_path, "simulated") as stage:
+        stage.server.send(stage.identity, LoadWeights(manifest=None))
+        assert await stage.heard(WeightsLoaded) == WeightsLoaded(version=0, gaps={}, proved=True)
+        stage.generate(request_of(1))
+        await stage.until_ended((1, 0))
+        chunks = [chunk for frame in stage.frames for chunk in frame.chunks]
+        assert {chunk.version for chunk in chunks} == {0}
+        await stage.load(1)
+        stage.server.send(stage.identity, LoadWeights(manifest=None))
+        failed = await stage.heard(WeightsFailed)
+        assert failed.why == "weights of version 1 have been loaded over the model's own"
+
+
 async def test_aborted_and_resumed_legs_go_on_at_their_offset(tmp_path: Path):
     async with stage_of(tmp_path, "simulated") as stage:
         await stage.load(1)

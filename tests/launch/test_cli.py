@@ -117,11 +117,13 @@ def test_a_model_that_is_not_there_is_named_with_exit_2() -> None:
     assert "models/none" in result.output
 
 
-def test_resume_takes_nothing_but_the_folder() -> None:
-    for more in (["--out", "x"], [QUICKSTART]):
+def test_resume_takes_the_folder_and_settings() -> None:
+    for more in (["--out", "x"], [QUICKSTART], [QUICKSTART, "seed=1"], ["--dry-run"]):
         result = darts("train", *more, "--resume", "runs/a")
         assert result.exit_code == 2
-        assert "--resume takes the run's folder and nothing else" in result.output
+        assert "--resume takes the run's folder, and other settings as key=value" in result.output
+    result = darts("train", "--resume", "runs/none", "step.count=3", "seed=1")
+    assert "runs/none/config.yaml: cannot be read" in result.output, "both are settings"
 
 
 def folder_with_a_config(path: Path) -> RunFolder:

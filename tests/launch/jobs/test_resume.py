@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from launch.commands import train
-from launch.commands.train import identify, resume_run
+from launch.commands import resume
+from launch.commands.resume import resume_run
+from launch.commands.train import identify
+from learner.deepspeed.lr_schedule import scheduled_lr
 from pipeline.checkpoint import fingerprint, store
 from pipeline.config.load import load
 from pipeline.config.schema import Config
@@ -47,6 +50,13 @@ class Halted:
     def config(self, *overrides: str) -> Config:
         return load(ROOT / "configs" / "quickstart.yaml", [*self.overrides, *overrides])
 
+    def resumed(self, *overrides: str) -> int:
+        """`darts train --resume RUN key=value`."""
+        try:
+            return resume_run(self.run.path, overrides)
+        finally:
+            self.run.release_lock()
+
     def edited(self, *overrides: str) -> int:
         """The user edits its config.yaml, and resumes it."""
         identify(self.run, self.config(*overrides))
@@ -66,7 +76,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Path | None]:
         found.append(resume)
         return 0
 
-    monkeypatch.setattr(train, "_carry_out", instead)
+    monkeypatch.setattr(resume, "carry_out", instead)
     return found
 
 
@@ -121,6 +131,90 @@ def test_settings_that_say_only_how_it_goes_on_may_change(
     halted = Halted(tmp_path, state)
     assert halted.edited(edit) == 0
     assert started == [halted.directory]
+
+
+def at_its_end(state: store.Snapshot) -> tuple[str, str]:
+    """Settings of a run whose last step is that of the checkpoint."""
+    return f"step.count={state.step}", "learner.warmup_steps=1"
+
+
+def test_settings_of_the_command_change_the_runs_own_and_are_noted(
+    tmp_path: Path,
+    state: store.Snapshot,
+    started: list[Path | None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    halted = Halted(tmp_path, state, "learner.schedule=linear", *at_its_end(state))
+    assert halted.resumed("step.count=300", "learner.lr=2e-4") == 0
+    now = load(halted.run.config)
+    assert (now.step.count, now.learner.lr, now.learner.schedule) == (300, 2e-4, "linear")
+    said = capsys.readouterr().err
+    assert f"changed: step.count: {state.step} -> 300" in said
+    rate = scheduled_lr(now.learner, state.version, 300)
+    assert f"learning rate: {rate:.3g} at step {state.step + 1} of 300" in said
+    assert "it would have been 0" in said, "the schedule was at its end"
+    [entry] = json.loads(halted.run.about.read_text())["continued"]
+    assert entry["step"] == state.step
+    assert entry["changed"] == [f"step.count: {state.step} -> 300", "learner.lr: 0.0001 -> 0.0002"]
+    assert halted.resumed() == 0, "the next one needs them no more"
+    assert "changed" not in capsys.readouterr().err
+    assert len(started) == 2
+
+
+@pytest.mark.parametrize(
+    "override, status, said",
+    [
+        ("group.size=4", 2, "config.yaml or the settings of this command"),
+        ("step.count=1", 2, "steps are done, and step.count is 1: set it to at least"),
+        ("stp.count=1", 2, "override stp.count=1: stp.count: unknown key"),
+    ],
+)
+def test_what_the_command_may_not_change_is_named_and_changes_nothing(
+    tmp_path: Path,
+    state: store.Snapshot,
+    started: list[Path | None],
+    capsys: pytest.CaptureFixture[str],
+    override: str,
+    status: int,
+    said: str,
+) -> None:
+    assert state.step > 1
+    halted = Halted(tmp_path, state, "learner.warmup_steps=1")
+    before = halted.run.config.read_text()
+    assert halted.resumed(override) == status
+    assert said in capsys.readouterr().err
+    assert (halted.run.config.read_text(), started) == (before, [])
+
+
+@pytest.mark.fault("a resume of a run that has finished", part="people", by="file")
+def test_a_finished_run_is_told_so_and_continues_with_more_steps(
+    tmp_path: Path,
+    state: store.Snapshot,
+    started: list[Path | None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Promise: status 2 with the command that makes it longer; with it the run continues from its
+    last checkpoint.
+    Bound: before anything starts.
+    """
+    halted = Halted(tmp_path, state, *at_its_end(state))
+    halted.run.result.write_text(json.dumps({"steps": state.step}))
+    assert halted.resumed() == 2
+    said = capsys.readouterr().err
+    assert f"has finished its {state.step} steps" in said
+    assert f"--resume {halted.run.path} step.count={2 * state.step}" in said
+    assert halted.resumed(f"step.count={2 * state.step}") == 0
+    assert started == [halted.directory]
+
+
+def test_a_run_that_finished_without_a_checkpoint_is_told_that_it_has_none(
+    tmp_path: Path, state: store.Snapshot, capsys: pytest.CaptureFixture[str]
+) -> None:
+    halted = Halted(tmp_path, state, "checkpoint.every=0", *at_its_end(state))
+    halted.run.result.write_text(json.dumps({"steps": state.step}))
+    shutil.rmtree(halted.directory)
+    assert halted.resumed("step.count=300") == 2
+    assert "without a checkpoint (checkpoint.every: 0)" in capsys.readouterr().err
 
 
 @pytest.mark.fault("another tokenizer or model at a resume", part="checkpoints", by="file")

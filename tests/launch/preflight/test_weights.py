@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from launch.preflight.weights import weights_problems
-from pipeline.config.schema import Config, LearnerConfig, LoraConfig
+from launch.preflight.settings import settings_problems
+from launch.preflight.weights import weights_line, weights_problems
+from pipeline.config.schema import Config, EngineConfig, LearnerConfig, LoraConfig, StepConfig
 from tests.paths import MODEL
 
 
@@ -43,6 +44,45 @@ def test_a_whole_model_has_no_complaint(model: Path):
     assert problems(model) == []
     shards(model, *BOTH)
     assert problems(model) == []
+
+
+@pytest.mark.parametrize(
+    "stored, named, trained, engine, line",
+    [
+        ("BF16", "bfloat16", "float32", "float32",
+         "bfloat16 on disk, trained in float32, served in float32"),
+        ("F32", "float32", "bfloat16", "bfloat16",
+         ("float32 on disk, trained in bfloat16, served in bfloat16; they are rounded to bfloat16 "
+          "when they are loaded")),
+        ("F16", "bfloat16", "float32", "auto",
+         ("float16 on disk, trained in float32, served in the dtype of config.json (bfloat16); "
+          "config.json says bfloat16")),
+    ],
+)  # fmt: skip
+def test_stored_trained_and_served_types_are_named(
+    model: Path, stored: str, named: str, trained: Any, engine: Any, line: str
+):
+    weights = model / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content.replace(b'"BF16"', f'"{stored}"'.encode()))
+    size = int.from_bytes(content[:8], "little") + (len(stored) - 4) * content.count(b'"BF16"')
+    weights.write_bytes(struct.pack("<Q", size) + weights.read_bytes()[8:])
+    config = model / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "dtype": named}))
+    learner = LearnerConfig(dtype=trained, zero=1)
+    asked = Config(model=str(model), learner=learner, engine=EngineConfig(dtype=engine))
+    assert weights_line(asked) == line
+
+
+def test_an_evaluation_trains_nothing_and_asks_nothing_of_the_learner(model: Path):
+    config = model / "config.json"
+    settings = {**json.loads(config.read_text()), "quantization_config": {"bits": 4}}
+    config.write_text(json.dumps(settings))
+    training = Config(model=str(model))
+    assert len(settings_problems(training)) == 1, "quantised weights are not trained"
+    evaluation = Config(model=str(model), step=StepConfig(count=0))
+    assert settings_problems(evaluation) == []
+    assert weights_line(evaluation) == "bfloat16 on disk, served in float32"
 
 
 def test_a_missing_shard_is_named(model: Path):

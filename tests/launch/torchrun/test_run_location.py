@@ -78,6 +78,7 @@ def test_a_run_that_is_over_goes_on_when_it_is_to_be_longer(tmp_path: Path) -> N
     with pytest.raises(RunError, match=r"finished its 60 steps; raise step\.count"):
         torchrun._open_run(load(Path("configs/quickstart.yaml")), args, Store())
     run.release_lock()
+    (run.checkpoints / "step-000060").mkdir()
     longer = load(Path("configs/quickstart.yaml"), ["step.count=61"])
     torchrun._open_run(longer, args, Store()).release_lock()
 

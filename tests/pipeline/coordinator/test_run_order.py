@@ -16,6 +16,7 @@ from pipeline.coordinator.events import (
     GroupTrained,
     Halt,
     LearnerJoined,
+    LoadWeights,
     Published,
     Report,
     RequestReward,
@@ -276,6 +277,27 @@ def test_a_run_of_zero_steps_only_evaluates() -> None:
     evaluate(bench, 1.0)
     assert bench.over == Shutdown(error="")
     assert not only(bench.everything, TrainGroup)
+
+
+def alone(**changes: Any) -> Bench:
+    """A run that trains nothing, with one engine."""
+    bench = Bench(steps=0, ranks=0, held_out=1, eval_every=1, eval_samples=1, **changes)
+    bench.join("e0")
+    return bench
+
+
+def test_a_run_of_zero_steps_waits_for_no_learner_and_engines_keep_their_weights() -> None:
+    bench = alone()
+    assert [load.version for load in only(bench.everything, LoadWeights)] == [0]
+    evaluate(bench, 1.0)
+    assert bench.over == Shutdown(error="")
+    assert bench.coordinator.outcome(0.0)["accuracy_after"] == 1.0
+
+
+def test_a_halt_without_a_learner_ends_at_once_with_no_checkpoint() -> None:
+    bench = alone(checkpoint_every=1)
+    assert only(halted(bench, "stopped"), Checkpoint) == []
+    assert bench.over == Shutdown(error="stopped")
 
 
 def test_evaluation_prompts_are_sampled_anew_at_every_step() -> None:

@@ -97,6 +97,7 @@ TO_PEER: list[Message] = [
     ),
     AbortLegs(legs=((1, 0), (2, 3))),
     LoadWeights(manifest=MANIFEST),
+    LoadWeights(manifest=None),
     TrainGroup(
         step=1,
         group=2,
