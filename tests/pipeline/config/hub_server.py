@@ -53,8 +53,8 @@ def serve() -> Generator[Hub, None, None]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
-        def log_message(self, *args: Any) -> None:
-            del args
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  as there
+            del format, args
 
         def do_HEAD(self) -> None:
             self._answer(body=False)
