@@ -49,12 +49,12 @@ NOT_SIMULATED = {
 
 # --- set-ups ------------------------------------------------------------------------------------
 
-COMMON = Scenario(engines=32, steps=8, learner_gpus=128)
+COMMON = Scenario(engines=32, steps=4, learner_gpus=128)
 """7B on 32 H20, 128 prompts x 8, a limit of 8192."""
-_EPOCHS = 256
-"""Prompts where a recipe goes by what it has learnt of them: four epochs."""
-_AHEAD = 12
-"""Steps where generation runs several steps ahead: it does not at the end of a run."""
+_KNOWN = {"steps": 6, "dataset": 256}
+"""Three epochs, where a recipe goes by what it has learnt of a prompt."""
+_AHEAD = 10
+"""Steps where generation runs ahead, which it does not at the end of a run."""
 _UNLIKE = msgspec.structs.replace(COMMON.lengths, difficulty=3.0)
 """Prompts of which many are always right or always wrong."""
 _16K = Lengths(median=2000, between=0.45, within=0.9)
@@ -77,34 +77,26 @@ def _case(recipe: str, setup: str, *more: str, base_size: int = 8, **changed: An
 
 
 _OWN = (
-    *(
-        _case(recipe, "", dataset=_EPOCHS)
-        for recipe in ("dart_gui", "darts_published", "dot", "duet")
-    ),
-    *(_case(recipe, "", steps=_AHEAD) for recipe in ("areal", "minpro", "vespo")),
-    _case(
-        "april", "8 H20, 32 x 8, limit 16384, a learner for nothing",
-        engines=8, prompts=32, limit=16_384, lengths=_16K, learner_factor=1e-3,
-    ),
-    _case(
-        "brorl", "8 H20, 16 x 512 against 16 x 16, a learner for nothing",
-        base_size=16, engines=8, prompts=16, steps=3, learner_factor=1e-3,
-    ),
+    *(_case(recipe, "", **_KNOWN) for recipe in ("dart_gui", "dot", "duet")),
+    *(_case(recipe, "", steps=_AHEAD)
+      for recipe in ("areal", "decoupled_ppo", "minpro", "off_policy_mask", "ppo_ewma", "roll",
+                     "vespo")),
+    *(_case(recipe, "", steps=8) for recipe in ("sorted_rl", "sorted_rl_strict", "tti")),
+    _case("april", "8 H20, 32 x 8, limit 16384, a learner for nothing", steps=_AHEAD, engines=8,
+          prompts=32, limit=16_384, lengths=_16K, learner_factor=1e-3),
+    _case("brorl", "8 H20, 16 x 512 against 16 x 16, a learner for nothing", base_size=16, steps=2,
+          engines=8, prompts=16, learner_factor=1e-3),
+    _case("darts_published", "a learner of 32 H20", learner_gpus=32, **_KNOWN),
     _case("pilot_commit", "16 x 64, unlike prompts", base_size=64, size=64, prompts=16,
           lengths=_UNLIKE),
-    _case("siri", "a cycle of 8 steps", "budget.siri.period=8"),
-    _case("tail_batching", "128 H800, limit 16384", engines=128, device="h800", learner_gpus=128,
-          limit=16_384, lengths=_16K),
-    _case("tti", "iterations of 2 steps", "budget.tti.iteration=2"),
-    _case(
-        "ulorl", "30B-A3B on 32 x 4 H800, limit 65536",
-        shape="qwen3-30b-a3b", device="h800", gpus_of_engine=4, limit=65_536, lengths=_64K,
-    ),
-    _case("vcpo", "a lag of 2", "learner.max_staleness=2"),
-    *(
-        _case(recipe, "unlike prompts", lengths=_UNLIKE, dataset=_EPOCHS)
-        for recipe in ("dapo", "difficulty", "difficulty_replay", "reward_variance", "xrpo")
-    ),
+    _case("siri", "a cycle of 4 steps", "budget.siri.period=4"),
+    _case("tail_batching", "128 H800, limit 16384", steps=5, engines=128, device="h800",
+          learner_gpus=128, limit=16_384, lengths=_16K),
+    _case("ulorl", "30B-A3B on 16 x 4 H800, 64 x 8, limit 65536", steps=8, shape="qwen3-30b-a3b",
+          device="h800", engines=16, gpus_of_engine=4, prompts=64, limit=65_536, lengths=_64K),
+    _case("vcpo", "a lag of 2", "learner.max_staleness=2", steps=_AHEAD),
+    *(_case(recipe, "unlike prompts", lengths=_UNLIKE, **_KNOWN)
+      for recipe in ("dapo", "difficulty", "difficulty_replay", "reward_variance", "xrpo")),
 )  # fmt: skip
 """Set-ups of the papers, as far as our sources name them, and what shows a recipe at work."""
 
@@ -169,8 +161,8 @@ class Seen:
                 case Generate(kind="train"):
                     self._rollouts.add(command.trajectory)
                 case TrainGroup():
-                    rewards = [member.reward for member in command.members]
-                    signal = len(rewards) * statistics.pvariance(rewards)
+                    rewards = [member.reward for member in command.members if member.weight]
+                    signal = len(rewards) * statistics.pvariance(rewards) if rewards else 0.0
                     self._signal.setdefault(command.group, []).append(signal)
                 case ForgetGroup():
                     self._signal[command.group].pop()
