@@ -104,8 +104,8 @@ HEADLINES: dict[str, Headline] = {
         1.45,
         why="slots are idle, so more candidates cost the budget's utility no time: from the second "
         "step on it asks for 16 a prompt, the most, and groups of 16 are pruned to their first 8, "
-        "where the paper prunes about 5% of prompts. Twice as many tokens are sampled as are trained "
-        "on. With a mean of 10 a prompt the first table has 1.14x (`waiting`).",
+        "where the paper prunes about 5% of prompts. Twice as many tokens are sampled as are "
+        "trained on. With a mean of 10 a prompt the first table has 1.14x (`waiting`).",
     ),
     "decoupled_ppo": Headline(says="AReaL's: see `areal`"),
     "duet": _time("1.62x faster at the full budget, 2.51x at half of it", 1.62, 2.51),
