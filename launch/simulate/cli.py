@@ -48,9 +48,9 @@ def simulate_command(
     preset: Annotated[
         str,
         typer.Option(
-            help="print tables instead of one run: paper (published speed-ups), ours (our methods "
-            "at published scale), map (best method by workload), budgets (adaptive beside "
-            "uniform), scale (cost of the coordinator)"
+            help="print tables instead of one run: paper (published speed-ups), recipes (each "
+            "beside its paper's headline), ours (our methods at published scale), map (best method "
+            "by workload), budgets (adaptive beside uniform), scale (cost of the coordinator)"
         ),
     ] = "",
     shape: Annotated[

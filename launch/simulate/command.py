@@ -45,7 +45,7 @@ class RunStopped(Exception):
     """A simulated run did not come to its end."""
 
 
-PRESETS = ("paper", "ours", "map", "budgets", "scale")
+PRESETS = ("paper", "recipes", "ours", "map", "budgets", "scale")
 
 
 def _bar(what: str) -> Progress:
@@ -193,11 +193,21 @@ def steps_table(steps: Sequence[dict[str, Any]]) -> str:
 
 def print_preset(name: str, out: Path | None) -> int:
     """Prints the tables of one preset and writes its JSON."""
-    from launch.simulate import adaptive_budget, methods_at_scale, published, scale
+    from launch.simulate import (
+        adaptive_budget,
+        methods_at_scale,
+        published,
+        recipes_at_scale,
+        scale,
+    )
 
     if name == "paper":
         document = published.reproduce(_say)
         print(published.published_table(document))
+    elif name == "recipes":
+        found = recipes_at_scale.recipe_table(_say)
+        print(recipes_at_scale.recipe_markdown(found))
+        document = {"rows": msgspec.to_builtins(found)}
     elif name == "ours":
         rows = methods_at_scale.scale_table(_say)
         print(methods_at_scale.scale_markdown(rows))

@@ -19,7 +19,14 @@ from typing import Any
 
 import msgspec
 
-from launch.simulate import adaptive_budget, methods_at_scale, published, replay, scale
+from launch.simulate import (
+    adaptive_budget,
+    methods_at_scale,
+    published,
+    recipes_at_scale,
+    replay,
+    scale,
+)
 from launch.simulate.scenario import Scenario, run_method
 from pipeline.hardware.costs import EngineProfile
 from scripts.bench.bias_table import BIAS_HEAD, simulated_bias
@@ -77,6 +84,7 @@ def parts(folder: Path, say: Say) -> dict[str, Callable[[], Any]]:
     """Returns the parts of the page by name."""
     return {
         "paper": lambda: published.reproduce(say),
+        "recipes": lambda: msgspec.to_builtins(recipes_at_scale.recipe_table(say)),
         "ours": lambda: [msgspec.structs.asdict(row) for row in methods_at_scale.scale_table(say)],
         "map": lambda: methods_at_scale.heat_map(say),
         "knee": lambda: _knees(say),
@@ -87,8 +95,26 @@ def parts(folder: Path, say: Say) -> dict[str, Callable[[], Any]]:
     }
 
 
+_RECIPES = """
+## Recipes beside their papers
+
+`darts simulate --preset recipes`: every recipe of [methods.md](methods.md) that changes times or
+tokens, laid over synchronous rollout and against it in the same set-up: 7B on 32 H20, 128 prompts
+x 8, a limit of 8192, a learner of four GPUs an engine, no learning, or as the row says. Recipes'
+numbers of tokens grow with the limit, from the quickstart's 128. A recipe that does not say
+otherwise overlaps learning with generation. `x`: steps a second; `x per token`: tokens trained on
+a second; `x per signal`: reward variance trained on a second, what a policy gradient can learn
+from; `idle`: slots, while a step generates. `published`: the paper's headline, and what it is
+held against: `step`, x; `throughput`, tokens sampled a second; `bubble`, the factor by which idle
+slots fall; `rollouts`, rollouts for the same signal; `signal`, x per signal, in the place of the
+time to an accuracy. Of a range `off` is from the nearer end. Other headlines count what a
+simulation of time does not have.
+"""
+
+
 def simulated_page(made: dict[str, Any]) -> str:
     """Returns docs/simulated.md for these parts."""
+    recipes = msgspec.convert(made["recipes"], list[recipes_at_scale.Row])
     rows = [methods_at_scale.Row(**row) for row in made["ours"]]
     knees = [methods_at_scale.Row(**row) for row in made["knee"]]
     budgets = [msgspec.convert(row, adaptive_budget.Row) for row in made["budget"]]
@@ -108,6 +134,8 @@ def simulated_page(made: dict[str, Any]) -> str:
             f"publication ({fitted}).",
             "`waiting`: dual-end selection word by word, each group waits for its longest.\n",
             published.published_table(made["paper"]),
+            _RECIPES,
+            recipes_at_scale.recipe_markdown(recipes),
             "\n## Ours at published scale\n",
             "7B on H20, 128 prompts x 8, a learner of four GPUs an engine. `x per token`: times",
             "the tokens trained on, of those of synchronous rollout. `load`: responses an engine",

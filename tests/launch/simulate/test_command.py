@@ -53,7 +53,7 @@ def test_one_run_prints_its_steps_and_writes_figures_and_a_trace(tmp_path: Path)
     [
         (
             ("--preset", "papers"),
-            "--preset is 'papers', expected one of paper, ours, map, budgets, scale",
+            "--preset is 'papers', expected one of paper, recipes, ours, map, budgets, scale",
         ),
         (("--mode", "calm"), "--mode is 'calm', expected one of chaos, heal, dead"),
         (("--device", "h1"), "--device is 'h1', expected one of h20, h800, h200"),
@@ -259,6 +259,9 @@ def test_the_page_is_made_of_every_part():
     )
     made = {
         "paper": {"fitted": {"DARTS": ["within", 0.5]}, "cells": [cell]},
+        "recipes": [{"recipe": "april", "setup": "", "speed_up": 1.5, "per_token": 1.2,
+                     "per_signal": 1.3, "sampled_per_trained": 1.1, "depth": 3.0, "idle": 0.4,
+                     "simulated": 1.2}],
         "ours": [msgspec.structs.asdict(row)],
         "knee": [msgspec.structs.asdict(row)],
         "bias": ["| verbose prompts: first_m | 2 |"],
@@ -272,6 +275,7 @@ def test_the_page_is_made_of_every_part():
     text = simulated_page.simulated_page(made)
     for part in (
         "a (fitted)",
+        "| `april` | 1.50 |",
         "| lambda 2 | 11.5 | 25% |",
         "**1.50**",
         "verbose prompts: first_m",
