@@ -117,7 +117,7 @@ def _train(
     lines = _check(loaded, ask=dry_run)
     if dry_run:
         from pipeline.config.load import dump
-        from pipeline.system.terminal_text import without_passwords
+        from pipeline.redaction.passwords import without_passwords
 
         typer.echo(without_passwords("\n".join([dump(loaded), *lines, "nothing was started"])))
         return

