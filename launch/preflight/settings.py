@@ -1,15 +1,26 @@
-"""Checks what settings ask for beyond their ranges: the learner's model, and the trackers.
+"""Checks what settings ask for beyond their ranges: the learner's model, the trackers, and the group.
 
 Reads small files and looks for packages; every way to start or resume a run asks it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from launch.preflight.learner import learner_problems
 from pipeline.config.schema import Config
 from pipeline.observability.trackers import tracker_problems
+from pipeline.system.private_dirs import group_number
 
 
 def settings_problems(config: Config) -> list[str]:
     """Returns why a run with these settings cannot start, a line each."""
-    return [*learner_problems(config), *tracker_problems(config.metrics)]
+    return [*learner_problems(config), *tracker_problems(config.metrics), *_group_problems(config)]
+
+
+def _group_problems(config: Config) -> Iterator[str]:
+    if group := config.metrics.group:
+        try:
+            group_number(group)
+        except PermissionError as error:
+            yield f"metrics.group: {error}"
