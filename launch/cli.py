@@ -327,12 +327,14 @@ def doctor_command(
 
         raise typer.Exit(examine())
     from launch.doctor.cluster_probe import ProbeError, run_probe
+    from launch.torchrun.rendezvous import RendezvousError
+    from pipeline.system.untrusted_files import UnreadableFile
     from pipeline.wire.keys import TransportError
 
     config = load_config(cluster, overrides)
     try:
         raise typer.Exit(run_probe(config, head, nodes, node, secret, wait_s))
-    except (ProbeError, TransportError, OSError) as error:
+    except (ProbeError, RendezvousError, TransportError, UnreadableFile, OSError) as error:
         exit_with_error(error)
 
 

@@ -1,4 +1,4 @@
-"""Checks what settings ask for beyond their ranges: the learner's model, the trackers, and the group.
+"""Checks what settings ask for beyond their ranges: the model, the trackers, and the group.
 
 Reads small files and looks for packages; every way to start or resume a run asks it.
 """

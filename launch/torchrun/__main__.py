@@ -69,6 +69,7 @@ from launch.torchrun.rendezvous import (
     host_rendezvous,
     join_rendezvous,
     read_message,
+    read_secret,
 )
 from launch.torchrun.roles import RolesError, check_world
 from pipeline.checkpoint.store import CheckpointError, Refused, newest
@@ -86,9 +87,11 @@ from pipeline.wire.curve_auth import new_pair
 from pipeline.wire.keys import PeerKeys, TransportError
 
 _STORE_S = 300.0
-_SECRET_BYTES = 1 << 16
 _RUN = "darts/run"
-_REFUSALS = (ConfigError, RolesError, RunError, TransportError, DataError, CheckpointError)
+_REFUSALS = (
+    *(ConfigError, RolesError, RunError, TransportError, DataError, CheckpointError),
+    RendezvousError,
+)
 
 
 def _store(node: Node) -> Any:
@@ -150,7 +153,7 @@ def _resume_point(config: Config, given: Path, run: RunFolder) -> Path | None:
     Raises: RunError if the folder holds a run with other settings, CheckpointError if no
     checkpoint is complete and fits.
     """
-    other = run.config.exists() and run.config.read_text("utf-8", "replace") != dump(config)
+    other = run.config.exists() and read_bytes(run.config) != dump(config).encode()
     if not was_ever_saved(run):
         if other and not never_began(run):
             raise RunError(
@@ -299,10 +302,7 @@ def main() -> int:
         if loose := names_without_commit(config, written):
             why = "every machine, and a restart, must read the same commit: name it"
             raise RunError(f"{why}, as in {', '.join(loose)}")
-        if args.secret:
-            args.secret = SharedSecret(read_bytes(args.secret, _SECRET_BYTES))
-        else:
-            args.secret = SharedSecret(b"")
+        args.secret = read_secret(args.secret)
         check_world(node.world, config)  # before any folder is made
         if node.machines > 1 and args.out is None:
             raise RunError("several machines need --out, so that a restart finds the run")

@@ -20,7 +20,7 @@ from pipeline.config.hub import DATA_ENDINGS, NO_DATA
 from pipeline.config.paths import is_pattern
 from pipeline.data import splits
 from pipeline.data.parquet_rows import Budget, TooLarge, parquet_rows
-from pipeline.system.untrusted_files import UnreadableFile, read_json
+from pipeline.system.untrusted_files import UnreadableFile, open_regular, read_json
 
 Row = tuple[str, dict[str, Any]]  # place, fields
 
@@ -97,7 +97,7 @@ def rows_of(source: str, split: str, problem: Callable[[str], None]) -> Iterator
         return
     for file in files_of(source, split):
         try:
-            with file.open("rb") as opened:
+            with open_regular(file) as opened:
                 start = opened.read(8)
         except OSError as error:
             raise DataError(f"{file}: {error.strerror}") from error
@@ -110,7 +110,7 @@ def rows_of(source: str, split: str, problem: Callable[[str], None]) -> Iterator
 def _jsonl(path: Path, problem: Callable[[str], None]) -> Iterator[Row]:
     decoder = msgspec.json.Decoder()
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             for number, line in enumerate(iter(lambda: file.readline(_LINE_BYTES), b""), start=1):
                 if len(line) == _LINE_BYTES:
                     raise DataError(
