@@ -181,10 +181,12 @@ def export_command(
 def _part(module: str, arguments: list[str]) -> NoReturn:
     import os
 
+    from pipeline.system.descriptors import raise_limit
     from pipeline.system.private_dirs import UMASK
     from pipeline.system.python_path import SAFE
 
     os.umask(UMASK)
+    raise_limit()
     os.execv(sys.executable, [sys.executable, SAFE, "-m", module, *arguments])  # noqa: S606
 
 

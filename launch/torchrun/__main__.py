@@ -78,6 +78,7 @@ from pipeline.config.paths import names_without_commit
 from pipeline.config.schema import Config
 from pipeline.data.files import DataError
 from pipeline.observability.recorder import Records
+from pipeline.system.descriptors import raise_limit
 from pipeline.system.private_dirs import UMASK
 from pipeline.system.python_path import SAFE, user_folder_last
 from pipeline.system.run_folder import RunError, RunFolder, new_name
@@ -101,7 +102,11 @@ def _store(node: Node) -> Any:
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     ours = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" and node.rank == 0
     limit = timedelta(seconds=_STORE_S)
-    return TCPStore(address, port, is_master=ours, wait_for_workers=False, timeout=limit)
+    if ours:
+        from learner.rank_store import bound_store
+
+        return bound_store(address, port, limit)
+    return TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=limit)
 
 
 def _replace(module: str, arguments: list[str], environment: dict[str, str]) -> NoReturn:
@@ -293,6 +298,7 @@ def main() -> int:
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         raise SystemExit("darts: start this with torchrun, or use `darts train` on one machine")
     os.umask(UMASK)
+    raise_limit()  # survives `exec`
     user_folder_last()
     die_with_parent()  # a killed torchrun leaves no process behind
     node = Node.from_torchrun(os.environ)
