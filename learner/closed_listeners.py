@@ -22,8 +22,6 @@ log = logging.getLogger("learner")
 _SO_ATTACH_FILTER = 26
 # One instruction: return 0 bytes of each packet.
 _TAKE_NOTHING = struct.pack("@HBBI", 0x06, 0, 0, 0)
-    "@HBBI", 0x06, 0, 0, 0
-)  # one instruction: return 0 bytes of each packet
 
 
 def close_listeners() -> int:
