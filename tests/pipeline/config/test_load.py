@@ -388,3 +388,15 @@ def test_a_password_in_an_address_is_refused_whichever_setting_has_it_and_never_
     assert "hunter2" not in " ".join(found.value.problems)
     if "://" in setting and "nothing" not in setting:
         assert "which would be kept in config.yaml" in str(found.value)
+
+
+@pytest.mark.parametrize("given", ["~no-such-user/*.jsonl", "~no-such-user/x", "a\0*", "a\0"])
+def test_a_path_that_can_be_none_is_a_problem_not_a_crash(write, given: str):
+    with pytest.raises(ConfigError, match="mend the path"):
+        load(write(""), [f"data.train={given}", "data.held_out=256"])
+
+
+def test_a_configuration_whose_link_leads_to_itself_is_named(tmp_path: Path):
+    (tmp_path / "c.yaml").symlink_to("c.yaml")
+    with pytest.raises(ConfigError, match=r"c\.yaml: cannot be read"):
+        load(tmp_path / "c.yaml")
