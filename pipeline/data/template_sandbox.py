@@ -8,13 +8,22 @@ estimated before it is done. Must not know messages or models.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import (
+    Callable,
+    ItemsView,
+    Iterable,
+    Iterator,
+    KeysView,
+    Mapping,
+    ValuesView,
+)
 from typing import Any
 
 import jinja2
 from jinja2 import nodes
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
 MOST_ROUNDS = 300_000
@@ -24,6 +33,15 @@ MOST_CHARACTERS = 64 << 20
 """Of all texts that are made for one text."""
 _LARGEST = 1000  # base and exponent of a power
 _SHRINKS = ("truncate", "int", "float", "round")  # filters whose numbers make nothing longer
+_WRITE = frozenset(
+    (
+        *("tojson", "string", "pprint", "join", "format", "replace", "escape", "e", "forceescape"),
+        *("urlencode", "xmlattr", "center", "indent", "wordwrap", "title", "upper", "lower"),
+        *("capitalize", "trim", "striptags", "urlize"),
+    )
+)
+"""Filters that write a value, whatever it is, as text."""
+_OF_A_VALUE = 64  # characters that anything but a text counts for
 _GROWING = ("+", "*", "**", "%")
 
 
@@ -62,6 +80,34 @@ class Sandbox(ImmutableSandboxedEnvironment):
             raise jinja2.TemplateError("a number of that size is beyond what is computed")
         return made
 
+    def written(self, value: Any) -> Any:
+        """A value that is to be text next: at the cost of all that is in it. A short list may hold
+        the same long text a million times, or itself in two places, and so on."""
+        self._charge(self._text_size(value))
+        return value
+
+    def _text_size(self, value: Any) -> int:
+        size, inside = 0, [iter((value,))]
+        while inside and size <= MOST_CHARACTERS:
+            for one in inside[-1]:
+                if isinstance(one, str | bytes):
+                    size += len(one)
+                    if size > MOST_CHARACTERS:
+                        break
+                    continue
+                size += _OF_A_VALUE
+                if isinstance(one, Namespace):
+                    one = object.__getattribute__(one, "_Namespace__attrs")
+                if isinstance(one, Mapping):
+                    inside.append(iter(one.items()))
+                    break
+                if isinstance(one, _HOLDERS):
+                    inside.append(iter(one))
+                    break
+            else:
+                inside.pop()
+        return size
+
     def _charge(self, characters: int) -> None:
         self._characters += characters
         if self._characters > MOST_CHARACTERS:
@@ -84,16 +130,20 @@ class Sandbox(ImmutableSandboxedEnvironment):
                     self._expect(len(value) * max(times, default=1))
         if operator == "%" and isinstance(left, str | bytes):
             self._expect(_width(str(left)))
+            self.written(right)
         return self.counted(super().call_binop(context, operator, left, right))
 
     def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         if getattr(obj, "__self__", None) is self:  # ours, see _Counting
             return obj(*args)  # without Jinja's own names of variables
         self.count_round()
-        own, name = getattr(obj, "__self__", None), getattr(obj, "__name__", "")
+        method = getattr(obj, "__wrapped__", obj)  # Jinja wraps `str.format`
+        own, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
         given = [*args, *kwargs.values()]
         if isinstance(own, str | bytes):
             given = self._estimated(name, own, given)
+            if name != "join":  # its items are counted one by one
+                self.written(given)
             args = tuple(given[: len(args)])
         return self.counted(super().call(context, obj, *args, **kwargs))
 
@@ -104,6 +154,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
             given = [*args, *kwargs.values()]
             first = next((n for n, v in enumerate(given) if _is_value(v)), len(given))
             if first < len(given) and name not in _SHRINKS:
+                if name in _WRITE:
+                    self.written(given[first])
                 rest = self._estimated(name, given[first], given[first + 1 :])
                 args = (*args[: first + 1], *rest[: max(0, len(args) - first - 1)])
                 if name == "join" and first < len(args):
@@ -133,12 +185,15 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def _each(self, items: Iterable[Any], more: int = 0) -> Iterator[Any]:
         """The items, each at its cost."""
         for item in items:
-            self._charge(more + (len(item) if isinstance(item, str) else 1))
+            self._charge(more + self._text_size(item))
             yield item
 
     def _expect(self, characters: int) -> None:
         if self._characters + characters > MOST_CHARACTERS:
             raise jinja2.TemplateError(f"a text of {characters} characters is too large")
+
+
+_HOLDERS = (list, tuple, set, frozenset, KeysView, ValuesView, ItemsView)
 
 
 def _small(value: object) -> bool:
@@ -187,12 +242,13 @@ class _Counting(NodeTransformer):
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
+        node.nodes = [_ask("written", [one], node) for one in node.nodes]
         return _ask("counted", [node], node)
 
     def visit_Output(self, node: nodes.Output) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
         node.nodes = [
-            one if isinstance(one, nodes.TemplateData) else _ask("counted", [one], node)
+            one if isinstance(one, nodes.TemplateData) else _ask("written", [one], node)
             for one in node.nodes
         ]
         return node
