@@ -87,13 +87,15 @@ def test_who_reads_nothing_is_left_after_a_while(
 
 
 def test_the_user_at_the_other_end_is_the_one_that_the_system_names() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        with socket.create_connection(listening.getsockname()) as one:
-            there, _ = listening.accept()
-            assert user_of(there) == os.getuid()
-            one.close()
-            assert user_of(there) is None  # root's, says the system of what nobody holds
-            there.close()
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listening,
+        socket.create_connection(listening.getsockname()) as one,
+    ):
+        there, _ = listening.accept()
+        assert user_of(there) == os.getuid()
+        one.close()
+        assert user_of(there) is None  # root's, says the system of what nobody holds
+        there.close()
     ours, theirs = socket.socketpair()
     assert user_of(ours) is None
     ours.close()
