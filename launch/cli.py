@@ -139,7 +139,7 @@ def _train(
     lines = _check(loaded, ask=dry_run)
     if dry_run:
         from pipeline.config.load import dump
-        from pipeline.system.terminal_text import without_passwords
+        from pipeline.redaction.passwords import without_passwords
 
         typer.echo(without_passwords("\n".join([dump(loaded), *lines, "nothing was started"])))
         return
@@ -203,10 +203,12 @@ def export_command(
 def _part(module: str, arguments: list[str]) -> NoReturn:
     import os
 
+    from pipeline.system.descriptors import raise_limit
     from pipeline.system.private_dirs import UMASK
     from pipeline.system.python_path import SAFE
 
     os.umask(UMASK)
+    raise_limit()
     os.execv(sys.executable, [sys.executable, SAFE, "-m", module, *arguments])  # noqa: S606
 
 
@@ -349,12 +351,14 @@ def doctor_command(
 
         raise typer.Exit(examine())
     from launch.doctor.cluster_probe import ProbeError, run_probe
+    from launch.torchrun.rendezvous import RendezvousError
+    from pipeline.system.untrusted_files import UnreadableFile
     from pipeline.wire.keys import TransportError
 
     config = load_config(cluster, overrides)
     try:
         raise typer.Exit(run_probe(config, head, nodes, node, secret, wait_s))
-    except (ProbeError, TransportError, OSError) as error:
+    except (ProbeError, RendezvousError, TransportError, UnreadableFile, OSError) as error:
         exit_with_error(error)
 
 

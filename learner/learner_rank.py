@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from learner.asked_to_end import SigtermWatch
+from learner.closed_listeners import close_listeners
 from learner.failures import exit_on_any_exception, shortages_reported
 from learner.process_setup import leave_engine_cores, parse_arguments
 from learner.work_log import WorkLog, hidden_seconds
@@ -383,6 +384,8 @@ def main() -> None:
     from learner.build import build_learner
 
     parts = build_learner(config, given.resume, int(os.environ["LOCAL_RANK"]), given.no_shared_fs)
+    if torch.distributed.get_backend() == "gloo":  # NCCL connects later, too
+        close_listeners()
     learner = LearnerRank(config, parts, given.stage)
     learner.heed(sigterm)
     announce("")

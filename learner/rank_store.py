@@ -47,13 +47,27 @@ def _is_number(address: str) -> bool:
     return True
 
 
+def bound_store(address: str, port: int, limit: timedelta, world: int | None = None) -> TCPStore:
+    """Return a store of this process that listens at one address, where torch's own would listen on
+    every interface. At all of them only where the address is a name: it may stand for the loopback
+    here, and for another address elsewhere.
+
+    Raises: OSError if it cannot listen there.
+    """
+    if _is_number(address):
+        listening = socket.create_server((address, port))
+    elif socket.has_dualstack_ipv6():
+        listening = socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+    else:
+        listening = socket.create_server(("", port))
+    # The store closes the descriptor.
+    return TCPStore(
+        address, port, world, True, timeout=limit, wait_for_workers=False,
+        master_listen_fd=listening.detach(),
+    )  # fmt: skip
+
+
 def _by_socket(address: str, port: int, rank: int, world: int) -> Store:
     if rank:
         return TCPStore(address, port, world, False, timeout=_LIMIT, wait_for_workers=False)
-    # A name may stand for the loopback here, and for another address elsewhere.
-    listening = socket.create_server((address if _is_number(address) else "", port))
-    # The store closes the descriptor.
-    return TCPStore(
-        address, port, world, True, timeout=_LIMIT, wait_for_workers=False,
-        master_listen_fd=listening.detach(),
-    )  # fmt: skip
+    return bound_store(address, port, _LIMIT, world)

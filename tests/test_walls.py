@@ -16,14 +16,15 @@ PACKAGES = ("pipeline", "engines", "learner", "launch", "darts")
 HEAVY = ("torch", "vllm", "deepspeed", "transformers")
 # Room of pipeline/ -> the rooms of pipeline/ that it may import, and nothing else of ours.
 MAY_IMPORT = {
-    "system": "",
+    "redaction": "",
+    "system": "redaction",
     "wire": "system",
-    "plugins": "",
+    "plugins": "redaction",
     "hardware": "",
     "tasks": "",
-    "config": "hardware plugins system tasks",
+    "config": "hardware plugins redaction system tasks",
     "data": "config plugins system tasks",
-    "workers": "config plugins system",
+    "workers": "config plugins redaction system",
     "coordinator": "hardware plugins wire.messages wire.fields",
     "checkpoint": "config coordinator data plugins system wire",
     "observability": "config coordinator plugins system wire",

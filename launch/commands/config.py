@@ -39,11 +39,16 @@ def recipes(
     darts train configs/quickstart.yaml recipe=dars
     """
     from pipeline.config import recipes as found
+    from pipeline.system.terminal_text import printable
+    from pipeline.system.untrusted_files import UnreadableFile, read_text
 
     if name:
         if (path := found.recipe_path(name)) is None:
             exit_with_error(f"{name}: no file of such a recipe; darts config recipes lists them", 2)
-        typer.echo(path.read_text(encoding="utf-8").rstrip())
+        try:
+            typer.echo(printable(read_text(path)).rstrip())
+        except UnreadableFile as error:
+            exit_with_error(f"{error}; expected a recipe", 2)
         return
     for about in found.builtin_recipes():
         typer.echo(f"{about.name:24} {about.title} ({about.source}): {about.sentence}")

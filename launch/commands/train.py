@@ -26,9 +26,10 @@ from pipeline.config.load import dump
 from pipeline.config.schema import Config
 from pipeline.config.trained import learner_ranks
 from pipeline.observability.recorder import Records
+from pipeline.redaction.passwords import without_passwords
 from pipeline.system.durable_files import SYSTEM, make_durable, write_file
 from pipeline.system.run_folder import RunError, RunFolder, new_name
-from pipeline.system.terminal_text import printable, without_passwords
+from pipeline.system.terminal_text import printable
 from pipeline.system.untrusted_files import read_json
 
 _PACKAGES = (

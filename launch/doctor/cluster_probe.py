@@ -30,17 +30,15 @@ from launch.launcher.ports import free_port
 from launch.torchrun.agent import warning_of_parent
 from launch.torchrun.network import interface_towards, own_address
 from launch.torchrun.node import Node, config_digest
-from launch.torchrun.rendezvous import POLL_S, SharedSecret, Store, read_message
+from launch.torchrun.rendezvous import POLL_S, SharedSecret, Store, read_message, read_secret
 from pipeline.config.schema import Config
 from pipeline.data.tokenizer import ModelError, read_json
 from pipeline.system.temp_dirs import SHARED_MEMORY
-from pipeline.system.untrusted_files import read_bytes
 from pipeline.wire.clock_sync import PeerClock
 
 PROBE_LIMIT_S = 3.0
 """Seconds after which a port that has not answered counts as not reached."""
 _PINGS = 8
-_SECRET_BYTES = 1 << 16
 _VERDICT_LIMIT_S = 10.0  # the first machine keeps its store open until the others have the verdict
 _SAMPLE = 1 << 20  # bytes at both ends of a weights file that go into its checksum
 _T = TypeVar("_T", bound=msgspec.Struct)
@@ -321,7 +319,7 @@ def run_probe(
         me = Participant(
             node=node, machines=nodes, head=host, port=int(port), ranks=0, torchrun=False
         )
-    shared = SharedSecret(read_bytes(secret, _SECRET_BYTES) if secret else b"")
+    shared = read_secret(secret)
     return probe_cluster(me, config, shared, wait_s, say=print)
 
 

@@ -40,6 +40,7 @@ from pipeline.system import temp_dirs
 from pipeline.system.descriptors import raise_limit
 from pipeline.system.durable_files import write_file
 from pipeline.system.micro_batch_limit import keep_limit, read_limit
+from pipeline.system.private_dirs import umask_of
 from pipeline.system.run_folder import RunFolder
 
 RANKS_STORE = "ranks"
@@ -139,7 +140,9 @@ class Launcher:
         children: dict[str, Child] = {}
 
         def add(name: str, command: list[str], environment: dict[str, str]) -> None:
-            children[name] = Child(name, command, run.logs / f"{name}.log", environment)
+            # Of all parts only the stage writes what others may read.
+            umask = umask_of(config.metrics.group if name == "stage" else "")
+            children[name] = Child(name, command, run.logs / f"{name}.log", environment, umask)
 
         site = self._site
         common = ["--stage", str(site.peer_keys or site.sockets), "--config", str(run.config)]
@@ -170,14 +173,17 @@ class Launcher:
         """Starts everything, serves until the stage ends, and cleans up."""
         before = self._take_signals()
         raise_limit()
-        site = self._site
+        site, group = self._site, self._config.metrics.group
         held = hold_port(site.host, site.port) if site.one_machine else None
         try:
             write_file(self._run.address, f"{self.sockets}\n")
             for child in self.children.values():
                 child.start((self._theirs.fileno(),) if child.name == "stage" else ())
             self._theirs.close()
+            if news := self._run.share_with(group):
+                self._view.on_line({"say": news})
             self._serve()
+            self._run.share_with(group)  # with what was written privately since
         finally:
             grace = 0.0 if self._interrupts > 1 else 5.0
             if self._deadline:

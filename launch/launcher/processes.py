@@ -93,9 +93,15 @@ class Child:
     """
 
     def __init__(
-        self, name: str, command: Sequence[str], log: Path, environment: Mapping[str, str]
+        self,
+        name: str,
+        command: Sequence[str],
+        log: Path,
+        environment: Mapping[str, str],
+        umask: int = UMASK,
     ) -> None:
         self.name, self.command, self.log = name, list(command), log
+        self._umask = umask
         self.environment = dict(environment)
         self.starts = 0
         self.next_start = 0.0  # monotonic; restarts back off
@@ -115,7 +121,7 @@ class Child:
                 stderr=log,
                 env=self.environment,
                 start_new_session=True,
-                umask=UMASK,
+                umask=self._umask,
                 preexec_fn=die_with_parent,  # noqa: PLW1509  one call into libc, no locks
                 pass_fds=tuple(pass_fds),
             )

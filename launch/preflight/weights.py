@@ -8,6 +8,7 @@ no layer has. A header is what safetensors defines: 8 bytes of length, then JSON
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ from pipeline.config.model_files import ModelError, is_pointer, read_facts, read
 from pipeline.config.schema import Config
 from pipeline.config.trained import learner_ranks
 from pipeline.plugins.ranges import did_you_mean
+from pipeline.system.untrusted_files import open_regular
 
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _HEADER_BYTES = 100_000_000  # the limit of safetensors itself
@@ -142,8 +144,12 @@ def header_of(path: Path) -> dict[str, Tensor]:
         raise ModelError(
             f"{path}: a pointer of git-lfs in place of the weights: fetch them with `git lfs pull`"
         )
-    size = path.stat().st_size
-    with path.open("rb") as file:
+    try:
+        file = open_regular(path)
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}; fetch it again") from error
+    with file:
+        size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
         if not 2 <= length <= min(_HEADER_BYTES, max(size - 8, 0)):
             raise ModelError(f"{path}: not a file of safetensors, or cut short; fetch it again")

@@ -18,6 +18,7 @@ from launch.run_files.jsonl import read_lines
 from launch.run_files.records import EvalLine, GroupLine, StepLine, TimingLine, learning_curve
 from pipeline.checkpoint.store import MANIFEST
 from pipeline.config.yaml_tree import parse, plain
+from pipeline.redaction.passwords import without_passwords
 from pipeline.system import untrusted_files
 from pipeline.system.run_folder import RunError, RunFolder
 from pipeline.system.untrusted_files import UnreadableFile
@@ -138,6 +139,7 @@ def _json(path: Path, say: Say) -> dict[str, Any]:
 def _settings(path: Path, say: Say) -> dict[str, Any]:
     problems: list[str] = []
     text = untrusted_files.read_bytes(path).decode(errors="replace")
+    text = without_passwords(text)  # of a run from the time when they were not refused
     tree = parse(text, lambda line: f"{path}:{line}", problems)
     for problem in problems:
         say(problem)

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from pipeline.system.untrusted_files import BROKEN
+from pipeline.system.untrusted_files import BROKEN, MOST_BYTES, open_regular
 
 
 class _What(msgspec.Struct):
@@ -30,9 +30,17 @@ def read_lines(path: Path, types: Mapping[str, Any], say: Callable[[str], None])
     """
     kind = msgspec.json.Decoder(_What)
     decoders = {what: msgspec.json.Decoder(type_) for what, type_ in types.items()}
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
+    try:
+        file = open_regular(path)
+    except OSError as error:
+        say(f"{path}: skipped, cannot be read: {error.strerror}")
+        return
+    with file:
+        for number, line in enumerate(iter(lambda: file.readline(MOST_BYTES), b""), start=1):
             if not line.endswith(b"\n"):
+                if len(line) == MOST_BYTES:
+                    why = f"a line of more than {MOST_BYTES} bytes"
+                    say(f"{path}:{number}: skipped from here on, {why}")
                 return
             try:
                 decoder = decoders.get(kind.decode(line).what)

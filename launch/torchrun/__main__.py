@@ -62,6 +62,7 @@ from launch.torchrun.rendezvous import (
     host_rendezvous,
     join_rendezvous,
     read_message,
+    read_secret,
 )
 from launch.torchrun.roles import RolesError, check_world
 from pipeline.checkpoint.store import CheckpointError, newest
@@ -70,6 +71,7 @@ from pipeline.config.paths import names_without_commit
 from pipeline.config.schema import Config
 from pipeline.data.files import DataError
 from pipeline.observability.recorder import Records
+from pipeline.system.descriptors import raise_limit
 from pipeline.system.private_dirs import UMASK
 from pipeline.system.python_path import SAFE, user_folder_last
 from pipeline.system.run_folder import RunError, RunFolder, new_name
@@ -79,11 +81,11 @@ from pipeline.wire.curve_auth import new_pair
 from pipeline.wire.keys import PeerKeys, TransportError
 
 _STORE_S = 300.0
-_SECRET_BYTES = 1 << 16
 _RUN = "darts/run"
 _REFUSALS = (
     *(ConfigError, RolesError, RunError, TransportError, DataError, CheckpointError),
     PreflightError,
+    RendezvousError,
 )
 
 
@@ -94,7 +96,11 @@ def _store(node: Node) -> Any:
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     ours = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" and node.rank == 0
     limit = timedelta(seconds=_STORE_S)
-    return TCPStore(address, port, is_master=ours, wait_for_workers=False, timeout=limit)
+    if ours:
+        from learner.rank_store import bound_store
+
+        return bound_store(address, port, limit)
+    return TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=limit)
 
 
 def _replace(module: str, arguments: list[str], environment: dict[str, str]) -> NoReturn:
@@ -134,7 +140,7 @@ def _resume_point(config: Config, given: Path, run: RunFolder) -> Path | None:
     Raises: RunError if the folder holds a run with other settings, CheckpointError if no
     checkpoint is complete and fits.
     """
-    other = run.config.exists() and run.config.read_text("utf-8", "replace") != dump(config)
+    other = run.config.exists() and read_bytes(run.config) != dump(config).encode()
     if not was_ever_saved(run):
         if other and not never_began(run):
             raise RunError(
@@ -282,6 +288,7 @@ def main() -> int:
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         raise SystemExit("darts: start this with torchrun, or use `darts train` on one machine")
     os.umask(UMASK)
+    raise_limit()  # survives `exec`
     user_folder_last()
     die_with_parent()  # a killed torchrun leaves no process behind
     node = Node.from_torchrun(os.environ)
@@ -291,10 +298,7 @@ def main() -> int:
         if loose := names_without_commit(config, written):
             why = "every machine, and a restart, must read the same commit: name it"
             raise RunError(f"{why}, as in {', '.join(loose)}")
-        if args.secret:
-            args.secret = SharedSecret(read_bytes(args.secret, _SECRET_BYTES))
-        else:
-            args.secret = SharedSecret(b"")
+        args.secret = read_secret(args.secret)
         check_world(node.world, config)  # before any folder is made
         if node.machines > 1 and args.out is None:
             raise RunError("several machines need --out, so that a restart finds the run")

@@ -10,16 +10,21 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import shlex
+import stat
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 import msgspec
 
-from pipeline.system.untrusted_files import UnreadableFile, decode_json
+from pipeline.system.untrusted_files import UnreadableFile, decode_json, read_bytes
 from pipeline.wire.keys import KeyOwner, KeyPair
 
 POLL_S = 0.1
+LEAST_SECRET_BYTES = 16
+_SECRET_BYTES = 1 << 16
 
 
 class Store(Protocol):
@@ -95,6 +100,22 @@ class SharedSecret:
         if not self._secret:
             return "-"
         return hmac.new(self._secret, key.encode() + b"\0" + body, hashlib.sha256).hexdigest()
+
+
+def read_secret(path: Path | None) -> SharedSecret:
+    """Returns the secret of a file; none without one. Raises RendezvousError if it could be guessed
+    or read by others, and UnreadableFile."""
+    if path is None:
+        return SharedSecret(b"")
+    secret = read_bytes(path, _SECRET_BYTES)
+    if len(secret) < LEAST_SECRET_BYTES:
+        raise RendezvousError(
+            f"{path}: holds {len(secret)} bytes, expected at least {LEAST_SECRET_BYTES}: "
+            f"head -c 32 /dev/urandom > {shlex.quote(str(path))}"
+        )
+    if stat.S_IMODE(path.stat().st_mode) & 0o077:
+        raise RendezvousError(f"{path}: others may read it: chmod 600 {shlex.quote(str(path))}")
+    return SharedSecret(secret)
 
 
 _T = TypeVar("_T", bound=msgspec.Struct)

@@ -18,6 +18,7 @@ from pipeline.config import paths, rules
 from pipeline.config.schema import Config, DataConfig, Plugin
 from pipeline.data.files import files_of
 from pipeline.plugins import registry
+from pipeline.system.untrusted_files import open_regular
 
 Fingerprint = dict[str, str]
 
@@ -165,7 +166,7 @@ def _flat(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 def _checksum(paths: list[Path]) -> str:
     digest = xxhash.xxh3_64()
     for path in paths:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             while block := file.read(_BLOCK):
                 digest.update(block)
     return digest.hexdigest()

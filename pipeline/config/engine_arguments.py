@@ -29,6 +29,7 @@ OWNED: dict[str, dict[str, str]] = {
         "tensor_parallel_size": "set engine.tensor_parallel",
         "stream_interval": "set engine.chunk_tokens",
         "seed": "set seed",
+        "hf_token": "models are directories here; settings are kept in files, so set HF_TOKEN",
         "logprobs_mode": "the learner needs the logprobs after temperature",
         "worker_extension_cls": "new weights are loaded by darts' own",
         "distributed_executor_backend": "darts ends the engine's processes, so it chooses them",

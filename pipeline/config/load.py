@@ -21,7 +21,7 @@ from pipeline.config.resolve import Resolver
 from pipeline.config.schema import Config, Plugin
 from pipeline.config.yaml_tree import Branch, write
 from pipeline.plugins import interfaces, registry
-from pipeline.system.terminal_text import without_passwords
+from pipeline.redaction.passwords import without_passwords
 
 
 class ConfigError(Exception):

@@ -14,10 +14,15 @@ class MetricsConfig(Section, frozen=True, kw_only=True):
     """Steps from the start (or resume) whose spans are kept, in the run's `trace.json`, for
     ui.perfetto.dev and the report; 0: none. Needs `timing`. Held in memory until the last of them
     has ended: 1.6 kB for each response of a simulated run."""
+    group: allowed.SystemGroup = ""
+    """Group of the system (a name or a number, one that you are in) whose members may read what
+    shows a run: figures, logs, samples, decisions, TensorBoard's files, and `prometheus_port`. Its
+    checkpoints, recordings and keys stay your own. Empty: all of it is readable by you alone."""
     tensorboard: bool = True
     """Write the numbers of steps and evaluations for TensorBoard, beside `metrics.jsonl`."""
     prometheus_port: allowed.Port = 0
-    """Port on 127.0.0.1 where Prometheus may read the newest figures and waits; 0: none."""
+    """Port on 127.0.0.1 where Prometheus may read the newest figures and waits, if it runs as you,
+    as root or as a member of `group`; 0: none."""
     wandb: allowed.WandbProject = ""
     """Project of Weights & Biases for steps and evaluations (needs `pip install 'darts-rl[wandb]'`;
     WANDB_MODE=offline keeps them here). Empty: none."""

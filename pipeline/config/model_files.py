@@ -179,7 +179,7 @@ def refuse_pointer(path: Path) -> None:
 
 def is_pointer(path: Path) -> bool:
     try:
-        with path.open("rb") as file:
+        with untrusted_files.open_regular(path) as file:
             return file.read(len(_POINTER)) == _POINTER
     except OSError:
         return False

@@ -8,8 +8,10 @@ complaint with its key.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import glob
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -144,7 +146,7 @@ class _Finder:
     """Looks from the current directory, and beside the folder of the configuration's file."""
 
     def __init__(self, file: Path | None, problem: Callable[[str, str], None]) -> None:
-        self._bases = [Path.cwd(), *([file.resolve().parent.parent] if file else [])]
+        self._bases = bases_of(file)
         self._problem = problem
 
     def found(
@@ -193,14 +195,21 @@ class _Finder:
         if given in tasks:
             return given
         for base in self._bases if is_pattern(given) else ():
-            pattern = str(base / Path(given).expanduser())
-            if next(glob.iglob(pattern, recursive=True), None) is not None:
-                return pattern
+            with contextlib.suppress(RuntimeError, ValueError):  # "~somebody"; a NUL in it
+                pattern = str(base / Path(given).expanduser())
+                if next(glob.iglob(pattern, recursive=True), None) is not None:
+                    return pattern
         near = difflib.get_close_matches(given, tasks, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
         rule = f"neither a built-in task ({', '.join(tasks)}){hint} nor a file, a folder or a "
         rule = f"{rule}pattern that fits one"
         return self._here_or_on_hub(key, given, rule, _file_or_folder, hub.data_place)
+
+
+def bases_of(file: Path | None) -> list[Path]:
+    """Where relative paths are looked for: here, and above the folder of the configuration."""
+    # Unlike `Path.resolve` it does not raise where links go round in a circle.
+    return [Path.cwd(), *([Path(os.path.realpath(file)).parent.parent] if file else [])]
 
 
 def _file_or_folder(path: Path) -> bool:

@@ -20,7 +20,7 @@ from typing import Any, cast
 import msgspec
 
 from pipeline.config import shipped
-from pipeline.config.paths import look_for
+from pipeline.config.paths import bases_of, look_for
 from pipeline.config.values import shown
 from pipeline.config.yaml_tree import MAX_CHARACTERS, Branch, Leaf, Tree, parse, plain, write
 from pipeline.plugins import registry
@@ -166,7 +166,7 @@ def _read(name: str, where: str, file: Path | None, problems: list[str]) -> Bran
 def _path_of(name: str, file: Path | None) -> tuple[Path | None, str]:
     """(file of a recipe, ""), (None, "") for one of an installed package, or (None, why not)."""
     if "/" in name or name.endswith((".yaml", ".yml")):
-        bases = [Path.cwd(), *([file.resolve().parent.parent] if file else [])]
+        bases = bases_of(file)
         found, why = look_for(name, bases, Path.is_file)
         return (Path(found), "") if found else (None, f"found {name!r:.500}: no such file; {why}")
     known = builtin_names()

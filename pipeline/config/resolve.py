@@ -21,6 +21,7 @@ from pipeline.config.values import Values, shown
 from pipeline.config.yaml_tree import Branch, Leaf, Tree, plain
 from pipeline.plugins import interfaces, registry
 from pipeline.plugins.ranges import did_you_mean
+from pipeline.redaction.passwords import secret_in_address
 
 log = logging.getLogger("config")
 
@@ -41,6 +42,7 @@ class Resolver:
         """The whole configuration; worth something only if no problem was found."""
         for line in renamed.move(self._tree, self._problem):
             log.warning("%s", line)
+        self._refuse_passwords("", self._tree)
         plugins = tuple(registry.PACKAGES)
         values = self._values.fields(Config, self._tree, "", leave=plugins)
         group_size = values.get("group", default_of(Config, "group")).size
@@ -60,6 +62,24 @@ class Resolver:
     def _problem(self, key: str, text: str, where: str = "") -> None:
         place = where or self._values.place(key) or str(self._path or "settings")
         self._problems.append(f"{place}: {key}: {text}")
+
+    def _refuse_passwords(self, key: str, tree: Tree) -> None:
+        """Reports every address with a secret in it: what is loaded is kept in the run's files, and
+        shown on terminals, on pages and by trackers."""
+        if isinstance(tree, Leaf):
+            texts = [tree.value] if isinstance(tree.value, str) else []
+        else:
+            texts = list(tree.entries)
+            for name, entry in tree.entries.items():
+                self._refuse_passwords(f"{key}.{name}" if key else name, entry)
+        for text in texts:
+            if secret := secret_in_address(text):
+                self._problem(
+                    key, f"has {secret} in its address, which would be kept in config.yaml and in "
+                    "logs: leave it out, and name a variable of the environment instead "
+                    "(reward.http.bearer_env; workers.env hands it to a function of yours)",
+                    tree.where,
+                )  # fmt: skip
 
     def _plugin(self, kind: str, given: Tree | Plugin, group_size: int) -> Plugin:
         options: Branch | None = None

@@ -64,6 +64,10 @@ NetworkInterface = Annotated[
         description="a network interface (eth1), an IPv4 address, or nothing",
     ),
 ]
+SystemGroup = Annotated[
+    str,
+    Meta(pattern=r"^([A-Za-z_][\w.-]{0,31}|\d{1,9})?$", description="a group's name or number"),
+]
 WandbProject = Annotated[
     str,
     Meta(pattern=r"^[^/\\#?%:]*$", description="a project's name, without / \\ # ? % :"),

@@ -20,11 +20,10 @@ import jinja2
 import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
-import jinja2.runtime
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from pipeline.config.schema import DataConfig
 from pipeline.data.files import DataError, kind_of
+from pipeline.data.template_sandbox import Sandbox
 from pipeline.data.tokenizer import ModelError, read_json
 from pipeline.system.untrusted_files import UnreadableFile, read_text
 
@@ -32,7 +31,6 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
 _END = "END_OF_THE_MESSAGE_TO_GO_ON_WITH"
 _MOST_BYTES = 1 << 20  # of a template: the longest of well-known models have 20 KB
-_LARGEST = 1000  # base and exponent of a power
 
 
 class ChatTemplate:
@@ -131,10 +129,10 @@ class ChatTemplate:
     def _found(self) -> Callable[..., str]:
         """Compile the template. Raises DataError if it is missing or invalid."""
         template = self._written()
-        environment = _Sandbox(
+        environment = Sandbox(
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
         )
-        environment.filters["tojson"] = _tojson
+        environment.bound_filters(tojson=_tojson)
         extras: dict[str, Any] = {"raise_exception": _refuse, "strftime_now": _now}
         environment.globals.update(extras)
         try:
@@ -152,6 +150,7 @@ class ChatTemplate:
         tokens = _special_tokens(self._model)
 
         def render(**given: Any) -> str:
+            environment.begin()
             return compiled.render(**{"tools": None, "documents": None, **tokens, **given})
 
         return render
@@ -183,28 +182,6 @@ class ChatTemplate:
             )
         self._source = f"{config} (chat_template)"
         return found
-
-
-class _Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox, in which `*` and `**` are refused where the result would fill the memory."""
-
-    intercepted_binops = frozenset({"*", "**"})  # computed when rendering, not when compiling
-
-    def call_binop(
-        self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any
-    ) -> Any:
-        if operator == "**" and not (_small(left) and _small(right)):
-            raise jinja2.TemplateError(f"{left!r:.40} ** {right!r:.40} is beyond what is computed")
-        texts = [value for value in (left, right) if isinstance(value, str | list | tuple)]
-        if texts:
-            times = right if texts[0] is left else left
-            if not isinstance(times, int) or len(texts[0]) * times > _MOST_BYTES:
-                raise jinja2.TemplateError(f"a text or a list times {times!r:.40} is too large")
-        return super().call_binop(context, operator, left, right)
-
-
-def _small(value: object) -> bool:
-    return isinstance(value, int | float) and abs(value) <= _LARGEST
 
 
 def _checked(messages: list[Any]) -> list[dict[str, Any]]:

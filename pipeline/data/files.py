@@ -20,7 +20,7 @@ from pipeline.config.hub import DATA_ENDINGS, NO_DATA
 from pipeline.config.paths import is_pattern
 from pipeline.data import splits
 from pipeline.data.parquet_rows import Budget, TooLarge, parquet_rows
-from pipeline.system.untrusted_files import UnreadableFile, read_json
+from pipeline.system.untrusted_files import UnreadableFile, check_depth, open_regular, read_json
 
 Row = tuple[str, dict[str, Any]]  # place, fields
 
@@ -90,6 +90,16 @@ def rows_of(source: str, split: str, problem: Callable[[str], None]) -> Iterator
     Args:
         problem: called with a message for each line that is not a row.
     """
+    for where, row in _rows_of(source, split, problem):
+        try:
+            check_depth(row, where)
+        except UnreadableFile as error:
+            problem(f"{error}; expected a prompt and its columns")
+            continue
+        yield where, row
+
+
+def _rows_of(source: str, split: str, problem: Callable[[str], None]) -> Iterator[Row]:
     path = Path(source)
     saved = _saved(path, split) if path.is_dir() else None
     if saved is not None:
@@ -97,7 +107,7 @@ def rows_of(source: str, split: str, problem: Callable[[str], None]) -> Iterator
         return
     for file in files_of(source, split):
         try:
-            with file.open("rb") as opened:
+            with open_regular(file) as opened:
                 start = opened.read(8)
         except OSError as error:
             raise DataError(f"{file}: {error.strerror}") from error
@@ -110,7 +120,7 @@ def rows_of(source: str, split: str, problem: Callable[[str], None]) -> Iterator
 def _jsonl(path: Path, problem: Callable[[str], None]) -> Iterator[Row]:
     decoder = msgspec.json.Decoder()
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             for number, line in enumerate(iter(lambda: file.readline(_LINE_BYTES), b""), start=1):
                 if len(line) == _LINE_BYTES:
                     raise DataError(

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from pipeline.data.files import kind_of
 from pipeline.data.plain_values import plain
+from pipeline.system.untrusted_files import check_depth
 
 _MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 _OURS = ("messages", "tokenize", "add_generation_prompt", "continue_final_message")
@@ -46,7 +47,8 @@ def _read(row: dict[str, Any], name: str, type_: type[Any]) -> Any:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError as error:
+            check_depth(value, name)
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"has {name} that are not JSON: {error}") from error
     try:
         value = _said(plain(value))

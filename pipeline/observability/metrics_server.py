@@ -3,7 +3,8 @@
 Every user of the machine may connect to a port on the loopback. One thread serves at most
 `MOST` connections at once, each for a limited time; who comes beyond that takes the place of the
 oldest, and new ones are taken in at a limited rate, so that a flood finds a full queue in the
-kernel and not a busy stage.
+kernel and not a busy stage. The figures are for those whom `may_read` admits, by the user that the
+system names as the other end's.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+
+from pipeline.observability.peer_user import user_of
 
 MOST = 16
 """Connections at once."""
@@ -35,11 +38,22 @@ class _Visit:
 class MetricsServer:
     """Serves `content()` of a media type at http://HOST:PORT/metrics until it is closed.
 
+    Args:
+        may_read: whether a user of the machine, by its number, gets the content; None: its
+            number is not known.
+
     Raises: OSError if it cannot listen there.
     """
 
-    def __init__(self, host: str, port: int, content: Callable[[], bytes], media: str) -> None:
-        self._content, self._media = content, media
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        content: Callable[[], bytes],
+        media: str,
+        may_read: Callable[[int | None], bool],
+    ) -> None:
+        self._content, self._media, self._may_read = content, media, may_read
         self._listening = socket.create_server((host, port), backlog=MOST)
         self._listening.setblocking(False)
         self._wake, self._woken = socket.socketpair()
@@ -106,16 +120,18 @@ class MetricsServer:
         received = visit.connection.recv(_REQUEST_BYTES)
         visit.request += received
         if b"\r\n\r\n" in visit.request:
-            visit.answer = self._answer(visit.request)
+            visit.answer = self._answer(visit)
             self._selector.modify(visit.connection, selectors.EVENT_WRITE)
         elif not received or len(visit.request) > _REQUEST_BYTES:
             self._end(visit)
 
-    def _answer(self, request: bytes) -> bytes:
-        method, _, rest = request.partition(b" ")
+    def _answer(self, visit: _Visit) -> bytes:
+        method, _, rest = visit.request.partition(b" ")
         path = rest.partition(b" ")[0].partition(b"?")[0]
         if method != b"GET" or path not in (b"/metrics", b"/"):
-            return b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+            return _refusal("404 Not Found", "GET /metrics")
+        if not self._may_read(user_of(visit.connection)):
+            return _refusal("403 Forbidden", "these figures are their owner's; see metrics.group")
         body = self._content()
         head = f"HTTP/1.1 200 OK\r\nContent-Type: {self._media}\r\n"
         head += f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
@@ -126,3 +142,8 @@ class MetricsServer:
         with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(visit.connection)
         visit.connection.close()
+
+
+def _refusal(status: str, why: str) -> bytes:
+    head = f"HTTP/1.1 {status}\r\nContent-Type: text/plain\r\nContent-Length: {len(why) + 1}\r\n"
+    return f"{head}Connection: close\r\n\r\n{why}\n".encode()

@@ -20,6 +20,7 @@ from pipeline.coordinator.run_state import RunPhase
 from pipeline.coordinator.token_ledger import FINAL
 from pipeline.observability.live_status import RunStatus
 from pipeline.observability.metrics_server import MetricsServer
+from pipeline.observability.peer_user import readers
 from pipeline.observability.timing import MEANINGS
 
 LOOPBACK = "127.0.0.1"
@@ -138,15 +139,21 @@ _NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9_]+")
 class Prometheus(Collector):
     """Serves `http://127.0.0.1:PORT/metrics` until it is closed."""
 
-    def __init__(self, port: int) -> None:
-        """Raises TrackerError if the port is taken."""
+    def __init__(self, port: int, group: str = "") -> None:
+        """Raises TrackerError if the port is taken.
+
+        Args:
+            group: its members may read, beside this user.
+        """
         self._metrics: dict[str, Mapping[str, float]] = {}
         self._live: RunStatus | None = None
         registry = CollectorRegistry()
         registry.register(self)
         media = prometheus_client.CONTENT_TYPE_LATEST
         try:
-            self._server = MetricsServer(LOOPBACK, port, lambda: generate_latest(registry), media)
+            self._server = MetricsServer(
+                LOOPBACK, port, lambda: generate_latest(registry), media, readers(group)
+            )
         except OSError as error:
             raise TrackerError(port_complaint(port, error.strerror or error)) from error
 

@@ -130,7 +130,7 @@ def start_trackers(config: Config, run: RunFolder, resumed_step: int = -1) -> li
         if section.prometheus_port:
             from pipeline.observability.prometheus import Prometheus
 
-            found.append(Prometheus(section.prometheus_port))
+            found.append(Prometheus(section.prometheus_port, section.group))
         for key, make in _remote(section):
             found.append(TrackerThread(key, lambda make=make: make(run, config)))
     except BaseException:

@@ -22,6 +22,7 @@ from pipeline.recording.frames import (
     decode_entries,
     decode_header,
 )
+from pipeline.system.untrusted_files import open_regular
 
 
 class Recording:
@@ -34,7 +35,7 @@ class Recording:
         self.path = path
         self.end = ""
         """Why there is no more, once all entries were read; "": the file is whole."""
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             self._first = self._begin(file)
             payload = self._block(file)
             if payload is None:
@@ -45,7 +46,7 @@ class Recording:
     def entries(self) -> Iterator[Entry]:
         """All that are whole, in order."""
         self.end = ""
-        with self.path.open("rb") as file:
+        with open_regular(self.path) as file:
             file.seek(self._first)
             while True:
                 begin = file.tell()

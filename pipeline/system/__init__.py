@@ -1,4 +1,4 @@
 """Wraps the operating system: CPU cores, durable files, private and temporary directories.
 
-The lowest room: it imports nothing else of darts.
+A low room: of darts it imports nothing but what hides passwords.
 """

@@ -20,11 +20,16 @@ import msgspec
 
 from pipeline.system import untrusted_files
 from pipeline.system.durable_files import SYSTEM, write_file
-from pipeline.system.private_dirs import make_private
+from pipeline.system.private_dirs import closed_above, group_number, make_private, open_to_group
 from pipeline.system.temp_dirs import process_mark
 
 _LOCKS = Path("/proc/locks")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+PRIVATE = ("checkpoints", "recordings", "parts", "join.key", "address")
+"""What stays its owner's alone in a folder that a group may read, beside weights (`darts-...`):
+keys, and what a resume or a replay reads."""
 
 
 class RunError(Exception):
@@ -79,6 +84,30 @@ class RunFolder:
             self.path,
         ):  # so that a checkpoint's path is durable, too
             SYSTEM.fsync(directory)
+
+    def share_with(self, group: str) -> str:
+        """Let a group of the system read what shows the run (setting `metrics.group`), but nobody
+        else; '': nobody but its owner. To be called again for files that were made privately.
+
+        Returns: a line for people if the group cannot get here, or ''. Raises: PermissionError if
+        the folder is not this user's.
+        """
+        make_private(self.path)
+        if not group:
+            return ""
+        weights = {path.name for path in self.path.glob("darts-*")}
+        try:
+            number = group_number(group)
+            open_to_group(self.path, number, {*PRIVATE, *weights})
+            above = closed_above(self.path, number)
+        except OSError as error:  # a file system without groups, say: no reason to end a run
+            return f"metrics.group: {self.path} cannot be opened to {group}: {error}"
+        if above is None:
+            return ""
+        return (
+            f"metrics.group: {group} cannot pass {above} on the way to {self.path}; "
+            f"chgrp {group} and chmod g+x it, or choose another --out"
+        )
 
     def recording(self, incarnation: int) -> Path:
         """File of what the coordinator of one stage heard and answered."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, cast
+
+from pipeline.redaction.passwords import without_passwords
 
 # Control characters move the cursor, or worse; those of writing direction reorder the text.
 _UNSHOWN = (
@@ -11,20 +12,7 @@ _UNSHOWN = (
     *(*range(0x2028, 0x202F), *range(0x2066, 0x206A)),
     *range(0xD800, 0xE000),  # halves of surrogate pairs
 )
-_USER = re.compile(r"(?<=://)[^\s/@'\"]{1,512}@")
-_TOKEN = re.compile(
-    r"([?&][\w-]*(?:token|secret|passw|key|credential|signature)[\w-]*=)[^&\s'\"]+", re.I
-)
 _TABLE = {code: ascii(chr(code))[1:-1] for code in _UNSHOWN if chr(code) not in "\n\t"}
-
-
-def without_passwords(text: str) -> str:
-    """Leave out user and password of every address in a text, and tokens among its parameters.
-
-    >>> without_passwords("http://me:secret@host:8000/path")
-    'http://***@host:8000/path'
-    """
-    return _TOKEN.sub(r"\1***", _USER.sub("***@", text)) if "://" in text else text
 
 
 def printable(text: str) -> str:

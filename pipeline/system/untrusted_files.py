@@ -8,11 +8,12 @@ its own words what is to be done.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar, cast, overload
+from typing import Any, BinaryIO, TypeVar, cast, overload
 
 import msgspec
 
@@ -38,27 +39,30 @@ class UnreadableFile(ValueError):
         self.where, self.why, self.missing = str(where), why, missing
 
 
-def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
-    """Read a regular file of at most `most` bytes. A pipe or a device is refused, not waited for.
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading. A pipe, a device or a directory is refused, not waited for.
 
-    Raises: UnreadableFile.
+    Raises: OSError, which says so.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise UnreadableFile(path, "found no regular file, expected one")
-            with open(descriptor, "rb", closefd=False) as file:
-                content = file.read(most + 1)
-        finally:
-            os.close(descriptor)
-    except UnreadableFile:
-        raise
+    except ValueError as error:  # a NUL in the name
+        raise OSError(errno.EINVAL, str(error), str(path)) from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "found no regular file, expected one", str(path))
+    return open(descriptor, "rb")
+
+
+def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
+    """Read a regular file of at most `most` bytes. Raises UnreadableFile."""
+    try:
+        with open_regular(path) as file:
+            content = file.read(most + 1)
     except FileNotFoundError as error:
         raise UnreadableFile(path, "no such file", missing=True) from error
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        why = getattr(error, "strerror", None) or str(error)
-        raise UnreadableFile(path, f"cannot be read: {why}") from error
+    except OSError as error:
+        raise UnreadableFile(path, f"cannot be read: {error.strerror}") from error
     if len(content) > most:
         raise UnreadableFile(path, f"found more than {most} bytes, the most that are read")
     return content

@@ -18,7 +18,7 @@ import msgspec
 
 from pipeline.system.durable_files import naming
 from pipeline.system.temp_dirs import SOCKET_PATH
-from pipeline.system.untrusted_files import BROKEN
+from pipeline.system.untrusted_files import BROKEN, MOST_BYTES, open_regular
 
 IPC_LIMIT = SOCKET_PATH
 _Z85 = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]{40}$")]  # 32 bytes
@@ -114,14 +114,14 @@ def write_private(path: Path, content: ListenKeys | PeerKeys) -> Path:
 def read_private(path: Path, kind: type[_File]) -> _File:
     """Read a file of `write_private`. Raises TransportError if others could read it."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             found = os.fstat(file.fileno())
             if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
                 raise TransportError(
                     f"{path}: holds a secret key, but others may read it: chmod 600 it, "
                     "as the user who runs this"
                 )
-            return msgspec.json.decode(file.read(), type=kind)
+            return msgspec.json.decode(file.read(MOST_BYTES), type=kind)
     except (OSError, *BROKEN) as error:
         raise TransportError(f"{path}: not a key file of darts: {error}") from error
 

@@ -19,11 +19,12 @@ from pathlib import Path
 
 import msgspec
 
+from pipeline.redaction.passwords import secret_in_address
+
 _SECRET = re.compile(
     r"KEY|TOKEN(?!IZ)|SECRET|PASS|CREDENTIAL|AUTH|COOKIE|PRIVATE|NETRC|KRB5|"
     r"^(AWS|AZURE|GOOGLE|GCP|GCLOUD|CLOUDSDK|KUBE|DOCKER|WANDB|OPENAI|ANTHROPIC)_"
 )
-_LOGIN = re.compile(r"://[^/@\s]+@")  # an address that contains a user, and often a password
 MARK = "DARTS_REWARD_WORKER"
 """Environment variable that marks all processes that a worker started."""
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
@@ -48,7 +49,7 @@ def without_secrets(environment: Mapping[str, str], keep: Collection[str] = ()) 
     return {
         name: value
         for name, value in environment.items()
-        if name in keep or not (_SECRET.search(name.upper()) or _LOGIN.search(value))
+        if name in keep or not (_SECRET.search(name.upper()) or secret_in_address(value))
     }
 
 

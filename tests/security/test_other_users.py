@@ -18,12 +18,16 @@ from engines.weights import FILE, WeightReceiver, WeightsError
 from launch.cli import _joined
 from launch.launcher.local import weights_directory
 from launch.launcher.processes import Child
-from pipeline.system.private_dirs import is_ours, make_private
+from launch.preflight.settings import settings_problems
+from pipeline.config.metrics import MetricsConfig
+from pipeline.config.schema import Config
+from pipeline.system.private_dirs import is_ours, make_private, umask_of
 from pipeline.system.run_folder import RunFolder
 from pipeline.system.temp_dirs import SHARED_MEMORY
 from pipeline.wire.keys import TransportError
 from pipeline.wire.messages import Manifest
 from pipeline.wire.server import StageServer
+from tests.paths import MODEL
 
 NOBODY = 65534
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
@@ -175,3 +179,68 @@ async def test_a_second_stage_in_one_directory_is_refused_and_the_first_goes_on(
     third = StageServer(tmp_path / "s")
     third.open_sockets()
     third.close()
+
+
+def tree(folder: Path) -> dict[str, int]:
+    return {
+        str(path.relative_to(folder)): stat.S_IMODE(path.stat().st_mode)
+        for path in (folder, *folder.rglob("*"))
+    }
+
+
+def a_run(folder: Path) -> RunFolder:
+    run = RunFolder(folder)
+    run.make_folders()
+    before = os.umask(0o077)
+    for name in ("metrics.jsonl", "config.yaml", "logs/stage.log", "join.key", "recordings/r",
+                 "checkpoints/step-1/model", "tensorboard/events", "darts-1-2-x/w"):  # fmt: skip
+        (run.path / name).parent.mkdir(parents=True, exist_ok=True)
+        (run.path / name).write_text("x")
+    os.umask(before)
+    return run
+
+
+def test_a_setting_opens_what_shows_a_run_to_a_group_and_keeps_the_rest(open_place: Path) -> None:
+    run = a_run(open_place / "run")
+    outside = open_place / "outside"
+    outside.write_text("x")
+    outside.chmod(0o600)
+    (run.path / "link").symlink_to(outside)
+    group = str(os.getegid())
+    assert run.share_with(group) == ""
+    found = tree(run.path)
+    for name in ("metrics.jsonl", "config.yaml", "logs/stage.log", "tensorboard/events"):
+        assert found[name] == 0o640, name
+    for name in (".", "logs", "samples", "tensorboard"):
+        assert found[name] == 0o2750, name
+    for name in ("checkpoints", "recordings", "join.key", "darts-1-2-x"):
+        assert found[name] & 0o077 == 0, name
+    assert stat.S_IMODE(outside.stat().st_mode) == 0o600
+    # what the stage writes later, with its umask
+    before = os.umask(umask_of(group))
+    (run.path / "live.json").write_text("x")
+    os.umask(before)
+    assert tree(run.path)["live.json"] == 0o640
+    # and a resume without the setting closes all of it
+    assert run.share_with("") == ""
+    assert tree(run.path)["."] == 0o700
+
+
+@as_root
+def test_members_of_the_group_read_what_shows_a_run_and_no_checkpoint(open_place: Path) -> None:
+    run = a_run(open_place / "run")
+    assert as_nobody(READ, run.metrics) == "PermissionError"
+    run.share_with(str(NOBODY))
+    assert as_nobody(READ, run.metrics) == "x"
+    assert as_nobody(READ, run.logs / "stage.log") == "x"
+    for name in ("join.key", "checkpoints/step-1/model", "recordings/r"):
+        assert as_nobody(READ, run.path / name) == "PermissionError"
+    (open_place / "closed").mkdir(mode=0o700)
+    inside = a_run(open_place / "closed" / "run")
+    assert f"cannot pass {open_place / 'closed'}" in inside.share_with(str(NOBODY))
+
+
+def test_a_group_that_is_none_is_refused_before_a_run() -> None:
+    config = Config(model=str(MODEL), metrics=MetricsConfig(group="no-such-group"))
+    [line] = [line for line in settings_problems(config) if "group" in line]
+    assert line.startswith("metrics.group: no-such-group: no group of this machine")

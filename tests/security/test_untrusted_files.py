@@ -26,6 +26,7 @@ from pipeline.config import deepspeed_json
 from pipeline.config.load import ConfigError, load
 from pipeline.config.pace import PaceError, engine_pace
 from pipeline.config.schema import Config, DataConfig, LearnerConfig
+from pipeline.data import template_sandbox
 from pipeline.data.chat_template import ChatTemplate
 from pipeline.data.dataset import load_train
 from pipeline.data.files import DataError
@@ -48,6 +49,8 @@ OURS = (
 TIMES = 60
 """Damaged copies of each file."""
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}"
+LOOP, END = "{% for i in range(99999) %}", "{% endfor %}"
+MACRO = "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}"
 MESSAGES = [{"role": "user", "content": "1+1="}]
 
 
@@ -117,11 +120,51 @@ def test_a_damaged_file_of_a_model_is_refused_by_its_name(model: Path, name: str
         ("{{ messages[0].content.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
         ("{% include 'x' %}", "loader"),
         ("{{ nothing.at.all }}", "undefined"),
+        # neither for ever nor without bounds
+        (f"{LOOP}{LOOP}{LOOP}{END}{END}{END}", "rounds"),
+        (f"{LOOP}{LOOP.replace(' %}', ' if false %}')}{END}{END}", "rounds"),
+        (f"{LOOP}{LOOP}{{{{ 'x' * 50000 }}}}{END}{END}", "too large"),
+        (f"{{% set a %}}{LOOP}{LOOP}{'x' * 5000}{END}{END}{{% endset %}}", "too large"),
+        (f"{MACRO}{{{{ f(60) }}}}", "rounds"),
+        ("{% for x in [[1]] recursive %}{{ loop([x, x]) }}{% endfor %}", "recursion|rounds"),
+        (f"{{% set n = namespace(a='xx') %}}{LOOP}{{% set n.a = n.a ~ n.a %}}{END}", "too large"),
+        (f"{{% set n = namespace(a='xx') %}}{LOOP}{{% set n.a = n.a + n.a %}}{END}", "too large"),
+        (f"{{% set n = namespace(a=[1, 1]) %}}{LOOP}{{% set n.a = n.a + n.a %}}{END}", "too large"),
+        (f"{{% set n = namespace(a=2) %}}{LOOP}{{% set n.a = n.a * n.a %}}{END}", "beyond"),
+        ("{% set a = 'x' * 1000000 %}{{ a.replace('x', a) }}", "too large"),
+        ("{% set a = 'x' * 1000000 %}{{ a | replace('x', a) }}", "too large"),
+        ("{% set a = 'x' * 1000000 %}{{ a.join(a) }}", "too large"),
+        ("{% set a = 'x' * 1000000 %}{{ a | join(a) }}", "too large"),
+        ("{% set a = 'x' * 1000000 %}{{ [a] * 1000000 }}", "too large"),
+        ("{% set a = 'x' * 1000000 %}{{ '' ~ [a] * 1000000 }}", "too large"),
+        ("{% set a = 'x' * 1000000 %}{{ ([a] * 1000000) | tojson }}", "too large"),
+        ("{% set a = 'x' * 1000000 %}{{ ([a] * 1000000) | string | length }}", "too large"),
+        ("{% set a = 'x' * 1000000 %}{{ '%s' % ([a] * 1000000,) }}", "too large"),
+        ("{% set a = 'x' * 1000000 %}{{ '{}'.format([a] * 1000000) }}", "too large"),
+        ("{% set a = 'x' * 1000000 %}{{ {'a': [a] * 1000000}.values() }}", "too large"),
+        ("{% set n = namespace(a=['x' * 1000000] * 1000000) %}{{ n }}", "too large"),
+        (
+            f"{{% set n = namespace(a=1) %}}{LOOP}{{% set n.a = [n.a, n.a] %}}{{{{ n.a }}}}{END}",
+            "large",
+        ),
+        ("{{ 'x'.center(9000000000) }}{{ 'x'.zfill(9000000000) }}", "too large"),
+        ("{{ 'x' | center(9000000000) }}", "too large"),
+        ("{{ 'x' | indent(9000000000, first=true) }}", "too large"),
+        ("{{ messages | tojson(indent=9000000000) }}", "too large"),
+        ("{{ messages | batch(9000000000, 'x') | list }}", "too large"),
+        ("{{ messages | slice(9000000000) | list }}", "too large"),
+        ("{{ '%9000000000d' % 1 }}", "too large"),
+        ("{{ '%*d' % (9000000000, 1) }}", "too large"),
+        ("{{ '%9000000000d' | format(1) }}", "too large"),
+        ("{{ '{:>9000000000}'.format(1) }}", "too large"),
+        ("{{ lipsum(9000000) }}", "undefined"),
+        ("{{ messages.append(messages) }}{{ messages }}", "unsafe|not safe"),
     ],
 )
 def test_a_chat_template_that_cannot_be_used_is_refused_by_its_file(
-    model: Path, template: str, why: str
+    model: Path, template: str, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(template_sandbox, "MOST_ROUNDS", 20_000)
     path = model / "chat_template.jinja"
     path.write_text(template)
     with pytest.raises((DataError, ValueError), match=why) as found:

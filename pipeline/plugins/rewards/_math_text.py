@@ -60,7 +60,7 @@ _WITH_UNIT = re.compile(
 )
 _THOUSANDS_MARK = re.compile(r"(?<=[0-9])(?:\{,\}|\\!?,\\?!?|\\ |\\;|,\\!)(?=[0-9]{3}(?![0-9]))")
 _THOUSANDS = re.compile(r"^([-+]?)([0-9]{1,3}(?:[, ][0-9]{3})+)(\.[0-9]+)?$")
-_SCIENTIFIC = re.compile(r"^([-+]?[0-9]*\.?[0-9]+)[eE]([-+]?[0-9]+)$")
+_SCIENTIFIC = re.compile(r"^([-+]?[0-9]*\.?[0-9]+)[eE]([-+]?[0-9]{1,9})$")
 _CURRENCY = re.compile(
     r"^([-+]?)\s*(?:\\?\$|[\u20ac\u00a3\u00a5]|USD\s|\\text\{\s*\\\$\s*\})\s*(?=[-+.]?[0-9\\])"
 )
@@ -152,7 +152,7 @@ def golds_of(answer: str) -> list[str]:
 def _listed(answer: str) -> list[str]:
     try:
         found = json.loads(answer)
-    except ValueError:
+    except (ValueError, RecursionError):
         return re.findall(r"'((?:[^'\\]|\\.)*)'", answer) or [answer]
     return [str(item) for item in found]
 

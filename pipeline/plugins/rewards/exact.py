@@ -22,6 +22,9 @@ _NUMBER = re.compile(
 )
 
 
+_MOST_DIGITS = 1000  # of a number: no gold answer has more, and Python refuses to read 4,300
+
+
 class ExactOptions(RewardOptions, frozen=True, kw_only=True):
     """Options of the `exact` reward."""
 
@@ -73,7 +76,7 @@ class Exact:
 
 
 def number_in(text: str) -> Fraction | None:
-    """The first number in a text; None: there is none.
+    """The first number in a text; None: there is none, or it has more than a thousand digits.
 
     >>> number_in("$1,234.50 a day"), number_in("-3/6"), number_in("none")
     (Fraction(2469, 2), Fraction(-1, 2), None)
@@ -82,6 +85,8 @@ def number_in(text: str) -> Fraction | None:
         whole, part = re.sub(r"[^0-9]", "", found["whole"]), found["part"] or ""
         if not whole and not part:
             continue
+        if len(whole) + len(part) + len(found["below"] or "") > _MOST_DIGITS:
+            return None
         value = Fraction(f"{whole or 0}{part}")
         if found["below"] and int(found["below"]):
             value /= int(found["below"])

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import re
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,12 +23,11 @@ from pipeline.plugins.interfaces import RewardOptions, WorkerSettings
 from pipeline.plugins.ranges import NonNegativeFloat, PositiveFloat, PositiveInt
 from pipeline.plugins.registry import register
 from pipeline.plugins.views import Sampled
+from pipeline.redaction.passwords import without_passwords
 
 _SENT = ("prompt", "response", "answer", "finish", "tokens", "columns")
 _AGAIN = frozenset({429, 500, 502, 503, 504})  # it may be better in a moment
 _ANSWER_BYTES = 16 << 20
-_LOGIN = re.compile(r"^([^/]*:?//)[^/?#]*@")
-_SECRET = re.compile("token|secret|passw|api_?key|credential|signature", re.IGNORECASE)
 
 
 class ServerError(Exception):
@@ -40,7 +38,8 @@ class HttpOptions(RewardOptions, frozen=True, kw_only=True):
     """Options of the `http` reward."""
 
     url: str
-    """Where to POST: http://host:port/path. A user and a password in it are sent, and not shown."""
+    """Where to POST: http://host:port/path. Neither with a password nor with a token in it:
+    see `bearer_env`."""
     timeout_s: PositiveFloat = 2.0
     """Seconds that one request may take."""
     tries: PositiveInt = 3
@@ -57,17 +56,10 @@ class HttpOptions(RewardOptions, frozen=True, kw_only=True):
         try:
             url = httpx.URL(self.url)
         except httpx.InvalidURL as error:
-            yield f"url is {_shown(self.url)!r}: {error}; expected http://host:port/path"
+            yield f"url is {without_passwords(self.url)!r}: {error}; expected http://host:port/path"
         else:
             if url.scheme not in ("http", "https") or not url.host:
-                yield f"url is {_shown(self.url)!r}, expected http://host:port/path"
-            secret = [key for key in url.params if _SECRET.search(key)]
-            if url.userinfo or secret:
-                what = "a user or password" if url.userinfo else f"the parameter {secret[0]}"
-                yield (
-                    f"url has {what} in it, which would be kept in config.yaml and in logs: put a "
-                    "token into a variable and name that in bearer_env"
-                )
+                yield f"url is {without_passwords(self.url)!r}, expected http://host:port/path"
 
     def worker_problems(self, workers: WorkerSettings) -> Iterator[str]:
         longest = self.tries * self.timeout_s + sum(_pauses(self.tries, self.pause_s))
@@ -92,7 +84,7 @@ class Http:
 
     def __init__(self, options: HttpOptions) -> None:
         """Raises ServerError if the server is not there, or answers something else."""
-        self._options, self._shown = options, _shown(options.url)
+        self._options, self._shown = options, without_passwords(options.url)
         headers = {"Content-Type": "application/json"}
         if options.bearer_env:
             headers["Authorization"] = f"Bearer {os.environ[options.bearer_env]}"
@@ -180,15 +172,6 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _shown(url: str) -> str:
-    """An address without the user and password in it.
-
-    >>> _shown("http://me:secret@judge:8000/score")
-    'http://judge:8000/score'
-    """
-    return _LOGIN.sub(r"\1", url)
 
 
 class _Again(Exception):

@@ -26,6 +26,10 @@ from pipeline.plugins.rewards._math_text import (
 )
 from pipeline.plugins.views import Sampled
 
+_LONGEST = 1000
+"""Characters of a gold answer. One in a response may have four times as many more: what is longer
+is not equal to it, and cleaning it could take longer than computing it."""
+
 
 class MathOptions(RewardOptions, frozen=True, kw_only=True):
     """Options of the `math` reward."""
@@ -81,7 +85,10 @@ class Math:
         found, marker = f"found {sample.answer!r:.80}", self._options.gold_after
         if marker and marker not in sample.answer:
             return f"{found}, expected {marker!r} before it (gold_after)"
-        golds = [cleaned(gold) for gold in self._golds(sample)]
+        golds = self._golds(sample)
+        if any(len(gold) > _LONGEST for gold in golds):
+            return f"{found}, expected an answer of at most {_LONGEST} characters"
+        golds = [cleaned(gold) for gold in golds]
         for gold in golds:
             if is_prose(gold):
                 return f"{found}, a sentence with a number in it: leave the number alone"
@@ -94,6 +101,8 @@ class Math:
         return golds_of(sample.answer.rpartition(marker)[2] if marker else sample.answer)
 
     def _equal(self, gold: str, found: str) -> bool:
+        if len(gold) > _LONGEST or len(found) > _LONGEST + 4 * len(gold):
+            return False
         gold, found = cleaned(gold), cleaned(found)
         if not gold or gold == found:
             return bool(gold)
@@ -105,6 +114,8 @@ class Math:
         return self._child.ask({"gold": gold, "found": found}) is True
 
     def _is_in(self, question: dict[str, Any], gold: str) -> bool:
+        if len(gold) > _LONGEST:
+            return False
         gold = cleaned(gold)
         if (words := words_of(gold)) is not None:
             return f" {text_of(question['found'])}".endswith(f" {words}")

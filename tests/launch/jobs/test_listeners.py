@@ -6,10 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.launch.jobs.jobs import SIMULATED, lines, train
+from tests.launch.jobs.listening import listening
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -46,13 +46,8 @@ def test_a_run_on_one_machine_listens_on_the_loopback_alone_and_has_no_open_stor
     with train(run, tmp_path / "log", *SIMULATED, *settings) as job:
         job.until(lambda: len(lines(run / "metrics.jsonl", "step")) >= 1)
         job.look()
-        found = {
-            connection.laddr
-            for process in (*job.family.values(), psutil.Process(job.process.pid))
-            if process.is_running()
-            for connection in process.net_connections("tcp")
-            if connection.status == psutil.CONN_LISTEN
-        }
-        assert all(place.ip.removeprefix("::ffff:").startswith("127.") for place in found), found
-        for place in found:
-            assert not answers_as_a_store(place.ip, place.port), place
+        pids = [process.pid for process in job.family.values() if process.is_running()]
+        found = listening([*pids, job.process.pid])
+        assert all(host.startswith("127.") for host, _, _ in found), found
+        for host, port, _ in found:
+            assert not answers_as_a_store(host, port), (host, port)

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import ast
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from launch.torchrun.rendezvous import (
     Assignment,
+    Confirmed,
     Hello,
     RendezvousError,
     SharedSecret,
     allowed_keys,
     host_rendezvous,
     join_rendezvous,
+    read_secret,
 )
 from launch.torchrun.roles import RolesError, assign_roles
 from pipeline.wire.curve_auth import new_pair
 from pipeline.wire.keys import KeyOwner
+from tests.paths import ROOT
 
 OPEN = SharedSecret(b"")
 
@@ -127,6 +132,55 @@ def test_without_the_secret_nothing_counts_as_said(other: bytes) -> None:
             join_rendezvous(store, theirs, 1, hello_of("n1"), 0.5)
         with pytest.raises(RendezvousError, match=r"ranks \[1\] are missing .*another --secret"):
             first.result()
+
+
+@pytest.mark.parametrize(
+    "content, mode, why",
+    [(b"", 0o600, "holds 0 bytes"), (b"short", 0o600, "at least 16"),
+     (b"x" * 32, 0o640, "chmod 600"), (b"x" * 32, 0o604, "chmod 600")],
+)  # fmt: skip
+def test_a_secret_that_others_know_or_guess_is_refused(
+    tmp_path: Path, content: bytes, mode: int, why: str
+) -> None:
+    path = tmp_path / "a secret"
+    path.write_bytes(content)
+    path.chmod(mode)
+    with pytest.raises(RendezvousError, match=why) as found:
+        read_secret(path)
+    assert str(path) in str(found.value)
+
+
+def test_a_secret_of_its_owner_alone_is_taken_and_none_signs_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "secret"
+    path.write_bytes(b"x" * 32)
+    path.chmod(0o600)
+    message = Confirmed(number="1")
+    assert read_secret(path).sign_message("k", message) == SharedSecret(b"x" * 32).sign_message(
+        "k", message
+    )
+    assert read_secret(None).sign_message("k", message).startswith("- ")
+
+
+def test_every_word_of_the_store_is_read_in_one_place_which_checks_its_seal() -> None:
+    found = {
+        (path.relative_to(ROOT).as_posix(), name)
+        for package in ("launch", "learner", "engines")
+        for path in (ROOT / package).rglob("*.py")
+        for name in reads_of_a_store(ast.parse(path.read_text()))
+    }
+    assert found == {("launch/torchrun/rendezvous.py", "read_message")}
+
+
+def reads_of_a_store(tree: ast.Module) -> Iterator[str]:
+    """Names of the functions in which something named a store is read."""
+    for function in ast.walk(tree):
+        if isinstance(function, ast.FunctionDef):
+            for node in ast.walk(function):
+                if isinstance(node, ast.Attribute) and node.attr in ("get", "multi_get", "wait"):
+                    owner = node.value
+                    name = getattr(owner, "id", getattr(owner, "attr", ""))
+                    if name.strip("_") in ("store", "shelf"):
+                        yield function.name
 
 
 def test_sealed_words_cannot_be_moved_to_another_place() -> None:

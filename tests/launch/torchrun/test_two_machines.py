@@ -18,7 +18,7 @@ import pytest
 
 from pipeline.checkpoint import store
 from scripts.bench import recovery
-from scripts.bench.namespaces import Machines, Started, two_machines, why_not
+from scripts.bench.namespaces import ADDRESSES, Machines, Started, two_machines, why_not
 from tests.launch.jobs.jobs import QUICK, SIMULATED, lines, shared_memory, train, trained_prompts
 from tests.launch.jobs.kill_often import (
     SETTINGS,
@@ -28,6 +28,7 @@ from tests.launch.jobs.kill_often import (
     groups_of,
     weights_of,
 )
+from tests.launch.jobs.listening import listening
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 SMALL = ["nodes.learners=spread", "learner.ranks=2", "learner.zero=1", "engine.count=2"]
@@ -91,6 +92,16 @@ def check_proofs(run: Path, steps: int, engines: set[str]) -> dict[str, set[int]
     assert proved.keys() == engines
     assert set().union(*proved.values()) >= set(range(steps))  # nobody samples with the last one
     return proved
+
+
+def check_listeners(job: Started, address: str) -> None:
+    """Every part of a machine listens at its loopback and at the address of its cable, and nowhere
+    else; torchrun's own rendezvous is its own."""
+    parts = [p for p in job.running_processes() if "torch.distributed.run" not in p.cmdline()]
+    found = listening(part.pid for part in parts)
+    assert found
+    wide = {place for place in found if not place[0].startswith("127.") and place[0] != address}
+    assert not wide, wide
 
 
 def fetched(log: Path) -> list[int]:
@@ -181,6 +192,8 @@ def test_machines_that_share_no_files_lose_nothing_and_train_as_one_machine_does
             for machine in (0, 1)
         ]
         until(jobs, lambda: len(store.committed(run / "checkpoints")) >= 2)
+        for machine, job in enumerate(jobs):
+            check_listeners(job, ADDRESSES[machine])
         jobs[1].part("learner.learner_rank").kill()
         for job in jobs:
             assert job.wait(240) == 0, job.text

@@ -360,3 +360,43 @@ def test_an_ordered_run_refuses_what_no_order_can_fix(write, learner: str, expec
     [problem] = problems(path, "debug.ordered=true")
     assert f"debug.ordered: {expected}" in problem
     assert load(path, ["debug.record=true"]).debug.record
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "reward={http: {url: 'http://me:hunter2@judge:8000/x'}}",
+        "reward.http.url=http://judge:8000/x?api_key=hunter2",
+        "reward.http.url=http://me:pass/hunter2@judge",
+        "reward.http.url=me:hunter2@judge:8000/x",
+        "data.train=https://me:hunter2@host/rows.jsonl",
+        "data.train=[{path: 'https://host/rows.jsonl?token=hunter2'}]",
+        "eval.sets={a: 'https://hunter2@host/rows.jsonl'}",
+        "eval.sets={'https://me:hunter2@host': 'x.jsonl'}",
+        "data.chat_arguments={site: {deep: ['https://host/?sig=hunter2']}}",
+        "engine.vllm.download_dir=https://me:hunter2@host",
+        "model=https://me:hunter2@host/model",
+        "nothing.https://me:hunter2@host/x=3",
+    ],
+)
+def test_a_password_in_an_address_is_refused_whichever_setting_has_it_and_never_shown(
+    write, setting: str
+):
+    with pytest.raises(ConfigError) as found:
+        load(write(""), [setting])
+    assert "hunter2" not in str(found.value)
+    assert "hunter2" not in " ".join(found.value.problems)
+    if "://" in setting and "nothing" not in setting:
+        assert "which would be kept in config.yaml" in str(found.value)
+
+
+@pytest.mark.parametrize("given", ["~no-such-user/*.jsonl", "~no-such-user/x", "a\0*", "a\0"])
+def test_a_path_that_can_be_none_is_a_problem_not_a_crash(write, given: str):
+    with pytest.raises(ConfigError, match=r"data\.train"):
+        load(write(""), [f"data.train={given}", "data.held_out=256"])
+
+
+def test_a_configuration_whose_link_leads_to_itself_is_named(tmp_path: Path):
+    (tmp_path / "c.yaml").symlink_to("c.yaml")
+    with pytest.raises(ConfigError, match=r"c\.yaml: cannot be read"):
+        load(tmp_path / "c.yaml")

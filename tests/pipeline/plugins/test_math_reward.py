@@ -204,6 +204,40 @@ def test_a_limit_above_that_of_the_call_is_refused():
     assert option_problems(MathOptions, limit_s=0)
 
 
+HOSTILE = {
+    "digits": "9" * 5000,
+    "digits behind the point": "0." + "9" * 5000,
+    "a fraction of digits": "1/" + "9" * 5000,
+    "thousands": "1" + ",000" * 3000,
+    "an exponent of digits": "1e" + "9" * 5000,
+    "a large exponent": "1e999999999",
+    "sentences in sentences": "the answer is " * 9000 + "5",
+    "currency": "$" * 50_000 + "5",
+    "styles in styles": r"\textbf{" * 5000 + "5" + "}" * 5000,
+    "open braces": "{" * 50_000,
+    "spaces": " " * 50_000 + "5",
+    "lists": "['" + "[" * 50_000,
+    "surrogates": "\ud800" * 100,
+    "nothing": "\0" * 1000,
+}
+
+
+@pytest.mark.fault("answers that no grader can read or compute", part="rewards", by="direct")
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_an_answer_that_a_policy_writes_is_wrong_and_no_failure(math: Math, text: str) -> None:
+    """Promise: a response of thousands of digits, or of a text that grows under the grader, is
+    worth 0 for `exact` and `math`; nothing is raised, so no failed reward is counted.
+    Bound: `limit_s` of the reward.
+    """
+    response = rf"#{text} so \boxed{{{text}}}"
+    number = Exact(ExactOptions(compare="number"))
+    for grader in (Exact(), number, math):
+        assert grader.score(sample_of(response, answer="18")) == 0
+    # and as gold answers they are complained of, or read, before a run
+    for grader in (number, math):
+        grader.complaint(sample_of("", answer=text))
+
+
 # --- the child process ------------------------------------------------------------------------
 
 

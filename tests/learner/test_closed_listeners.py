@@ -1,0 +1,50 @@
+"""Ports of a learner rank are closed to strangers once the ranks have met."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.paths import ROOT
+
+CODE = """
+import socket
+from learner.closed_listeners import close_listeners
+unix = socket.socket(socket.AF_UNIX)
+listening = [socket.create_server((host, 0), family=family) for host, family in
+             (("127.0.0.1", socket.AF_INET), ("127.0.0.2", socket.AF_INET))]
+friends = [socket.create_connection(one.getsockname()) for one in listening]
+theirs = [one.accept()[0] for one in listening]
+print(close_listeners())
+for one in listening:
+    try:
+        socket.create_connection(one.getsockname(), timeout=0.3)
+        print("a stranger came in")
+    except TimeoutError:
+        print("nobody")
+for friend, own in zip(friends, theirs):
+    friend.sendall(b"x" * 100_000)
+    got = 0
+    while got < 100_000:
+        got += len(own.recv(1 << 20))
+    own.sendall(b"done")
+    print(friend.recv(10).decode())
+later = socket.create_server(("127.0.0.1", 0))
+socket.create_connection(later.getsockname(), timeout=5)
+print("a later one is open")
+"""
+
+
+@pytest.mark.fault("strangers connect to gloo or to the ranks' store", part="peers", by="socket")
+def test_after_the_ranks_have_met_nobody_else_connects_and_they_notice_nothing() -> None:
+    """Promise: a connection from anywhere waits for nothing, holds no descriptor of the rank, and
+    sends it no byte; connections of ranks go on. Bound: from the first step on, on CPUs (gloo).
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", CODE], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.split("\n")[:-1] == [
+        *("2", "nobody", "nobody", "done", "done", "a later one is open")
+    ], done.stderr
