@@ -107,7 +107,9 @@ def evaluation(number: int, accuracy: float) -> dict[str, Any]:
 def test_a_method_is_a_configuration_of_its_own(method: Method) -> None:
     config = load(CONFIG, method.overrides)
     for kind in ("budget", "selector", "learner.overlap"):
-        assert any(o.startswith((f"{kind}=", f"{kind}.")) for o in method.overrides), kind
+        assert any(o.startswith((f"{kind}=", f"{kind}.", "recipe=")) for o in method.overrides), (
+            kind
+        )
     others = [load(CONFIG, m.overrides) for m in METHODS.values() if m is not method]
     assert config not in others
 
