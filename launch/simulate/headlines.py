@@ -70,6 +70,7 @@ HEADLINES: dict[str, Headline] = {
             "first_m",
             "gfpo",
             "gfpo_shortest",
+            "longest_first",
             "loong_rl",
             "off_policy_mask",
             "ppo_ewma",
@@ -134,6 +135,7 @@ HEADLINES: dict[str, Headline] = {
     "tail_batching": _time("2.03x to 2.56x (128 H800)", 2.03, 2.56),
     "ulorl": _time("2.06x with four segments (64k outputs, 30B-A3B)", 2.06),
     "vcpo": _time("2.5x faster to the same accuracy at a lag of 2", 2.5),
+    "past_future": Headline(says="2 to 3 times the goodput under heavy load, of serving"),
     # --- time to an accuracy
     **dict.fromkeys(
         ("difficulty", "difficulty_replay"),

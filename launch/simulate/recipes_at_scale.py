@@ -135,6 +135,8 @@ def settings_of(case: Case) -> tuple[Scenario, tuple[str, ...]]:
         chosen = getattr(config, kind)
         if chosen.name == plugin and (tokens := chosen.options[key]):
             found.append(f"{option}={max(1, tokens * scenario.limit // OF_LIMIT)}")
+    if held := config.placement.kv_tokens:
+        found.append(f"placement.kv_tokens={held * scenario.limit // OF_LIMIT}")
     return scenario, (*found, *case.more)
 
 
