@@ -62,7 +62,7 @@ def test_responses_are_kept_and_sent_and_what_ends_again_after_a_resume_is_there
     bench = Bench(candidates=2, rollouts_every=1, steps=2, prompts=9)
     bench.begin()
     bench.learn(bench.train_one(0))
-    at_cut = [command for command in only(bench.everything, KeepRollouts)]
+    at_cut = list(only(bench.everything, KeepRollouts))
     live, following = {*bench.core.trajectories}, bench.core.next_trajectory
     step = bench.core.step
     bench.serve()
