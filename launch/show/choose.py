@@ -56,8 +56,13 @@ def pairs(lines: Iterable[RolloutLine], asked: Asked) -> Iterator[Pair]:
             yield both[0], both[1] if len(both) > 1 else None
     elif asked.worst or asked.best:
         chosen = scored[: asked.worst] if asked.worst else scored[::-1][: asked.best]
+        shown: set[frozenset[int]] = set()
         for line in chosen:
-            yield line, _opposite(known, line, best=bool(asked.worst))
+            other = _opposite(known, line, best=bool(asked.worst))
+            both = frozenset((line.id, line.id if other is None else other.id))
+            if both not in shown:  # two of one group may be each other's opposite
+                yield line, other
+            shown.add(both)
     else:
         for group in _by_group(found):
             for first in range(0, len(group), 2):

@@ -70,13 +70,13 @@ def show_command(
                 exit_with_error("--eval takes a STEP and --search, no other option", 2)
             _show_evaluations(folder, step, asked, full=full, json_wanted=json_wanted)
         else:
-            _show_rollouts(folder, step, asked, full=full, json_wanted=json_wanted)
+            _show_rollouts(folder, run, step, asked, full=full, json_wanted=json_wanted)
     except (UnreadableFile, OSError) as error:
         exit_with_error(error, 2)
 
 
 def _show_rollouts(
-    run: RunFolder, step: int | None, asked: Asked, *, full: bool, json_wanted: bool
+    run: RunFolder, typed: Path, step: int | None, asked: Asked, *, full: bool, json_wanted: bool
 ) -> None:
     import msgspec
 
@@ -98,7 +98,7 @@ def _show_rollouts(
     blocks = [block for pair in shown for block in rollout_block(pair, width, full=full)]
     if len(steps) == 1:
         blocks.insert(0, _plain(summary(steps[0], lines)))
-    _print([*blocks, *_more(run, found, shown)])
+    _print([*blocks, *_more(typed, found, shown)])
 
 
 def _steps(run: RunFolder, step: int | None, asked: Asked) -> list[int]:
@@ -147,11 +147,11 @@ def _nothing(steps: list[int], lines: list[RolloutLine]) -> str:
     return f"no response in {where} matches"
 
 
-def _more(run: RunFolder, found: list[Pair], shown: list[Pair]) -> Iterator[RenderableType]:
+def _more(run: Path, found: list[Pair], shown: list[Pair]) -> Iterator[RenderableType]:
     if left := len(found) - len(shown):
         yield _plain(f"{left} more pairs: narrow it down, or take --worst, --best or --json")
     group = found[0][0].group
-    yield _plain(f"why a group ended as it did: darts explain {run.path.name} {group}")
+    yield _plain(f"why a group ended as it did: darts explain {run} {group}")
 
 
 # --- evaluations ------------------------------------------------------------------------
