@@ -68,7 +68,7 @@ def curves_section(lines: Sequence[Line]) -> Section:
         band = " A line is the median over seeds, its band the range from lowest to highest."
         section = msgspec.structs.replace(section, see=section.see + band)
     score = score_of([run for line in lines for run in line.runs])
-    evaluations = [(title.format(score=score), *rest) for title, *rest in _EVALUATIONS]
+    evaluations = [(title.format(score=score), x, y, of) for title, x, y, of in _EVALUATIONS]
     made = [figure for entry in (*evaluations, *_PLOTS) if (figure := _figure(lines, *entry))]
     if not made:
         return section.without_data(

@@ -27,10 +27,8 @@ def line(number: int, group: int, reward: float | None, text: str, **more: Any) 
         step=0, prompt=group + 100, fate="trained", finish="stop", tokens=len(text),
         prompt_text=f"{group}+1=", answer=str(group + 1), group_fate="trained",
     )  # fmt: skip
-    return RolloutLine(
-        **{**given, "id": number, "group": group, "reward": reward, "pieces": ((text, True),)}
-        | more
-    )
+    given |= dict(id=number, group=group, reward=reward, pieces=((text, True),))
+    return RolloutLine(**given | more)
 
 
 LINES = [

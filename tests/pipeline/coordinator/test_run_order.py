@@ -343,7 +343,7 @@ def test_a_response_counts_as_correct_from_a_reward_on_and_missing_ones_do_not_c
 
 
 def test_the_best_step_gets_a_checkpoint_after_the_one_that_is_being_written() -> None:
-    bench = Bench(steps=4, held_out=1, eval_every=1, eval_samples=1, eval_best="accuracy")
+    bench = Bench(steps=4, held_out=1, eval_every=1, eval_samples=1, eval_best="reward")
     bench.begin(slots=30)
     evaluate(bench, 1.0)  # nothing is trained yet: never the best
     cuts: list[int] = []
