@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from launch.monitor.panel import SHORTEST_WAIT_S
 from launch.monitor.top import Watched
 from launch.options import RUN_HELP, run_folder
 
@@ -78,6 +77,8 @@ def status_document(run: Path, now: RunStatus, note: str, word: str) -> dict[str
 
 def status_lines(run: Path, now: RunStatus, note: str, word: str) -> Iterator[str]:
     """Yields the lines that are printed."""
+    from launch.monitor.panel import SHORTEST_WAIT_S
+
     if word == "never started":
         yield f"{run}: never started; start it with: darts train {run}/config.yaml"
         return

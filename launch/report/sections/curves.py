@@ -122,11 +122,13 @@ def _figure(
     """Draws one plot; None if no run has a point for it."""
     made = plot(title, x, y)
     drawn: list[Any] = []
+    heights: set[float] = set()
     for index, line in enumerate(lines):
         seeds = [known for run in line.runs if (known := points(run))]
         if not seeds:
             continue
         found = band(seeds)
+        heights.update(found.middle)
         colour, dash = _style(index)
         shared = {"color": colour, "name": f"line {index}"}
         if len(seeds) > 1:
@@ -136,4 +138,6 @@ def _figure(
             made.scatter(found.x, found.middle, size=7, **shared)
         tips = [("", line.label), (x, "@x{0.[0]}"), (title, "@y{0.[000]}")]
         made.add_tools(HoverTool(renderers=[drawn[-1]], tooltips=tips, visible=False))
+    if len(heights) == 1:  # bokeh's own range around a constant is 2, whatever it is
+        made.y_range.default_span = abs(heights.pop()) or 1.0
     return made if drawn else None
