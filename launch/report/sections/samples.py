@@ -59,13 +59,15 @@ def _compared(run: Run) -> Markup:
 
 def gold(answer: str) -> Markup:
     """The answer that the reward compares with, below a prompt."""
-    return Markup('<p class="soft">answer: {}</p>').format(answer) if answer else Markup()
+    return Markup('<div class="soft">answer: {}</div>').format(answer) if answer else Markup()
 
 
 def _answers(samples: Sequence[SampleLine]) -> Markup:
     if not samples:
         return Markup('<span class="soft">not kept</span>')
     return Markup("").join(
-        Markup('<div class="answer"><b>{}</b><pre>{}</pre></div>').format(s.reward, s.response)
+        Markup('<div class="answer"><b>{}</b><pre>{}</pre></div>').format(
+            f"{s.reward:.4g}", s.response
+        )
         for s in samples
     )
