@@ -51,6 +51,7 @@ def parts(tmp_path: Path) -> Parts:
         data={"train": Dataset("rows", [item] * 9)},
         incarnation=1,
         weights=tmp_path,
+        spare_weights=tmp_path,
         resumed_step=-1,
         trackers=[Table()],
     )
