@@ -83,7 +83,7 @@ test-multinode: env  ## jobs over two network namespaces, real vLLM too (root; t
 
 .PHONY: docs
 docs: env  ## the documents as a site, in site/index.html; fails at a broken link
-	@$(BIN)/zensical build --strict
+	@$(BIN)/python -m launch.docs.site
 
 # Standard library only, so it needs no environment.
 .PHONY: architecture

@@ -80,6 +80,22 @@ class Run:
         """The newest evaluation; None if nothing was evaluated."""
         return next(reversed(self.evaluations), None)
 
+    def rollouts(self, step: int | None = None) -> list[dict[str, Any]]:
+        """The responses of a step (from 1; the newest one by default), a dict each: prompt, pieces,
+        reward, fate and reason (docs/run-folder.md). Empty where none are kept."""
+        import msgspec
+
+        from pipeline.observability.rollout_files import file_of, files_in, read_rollouts
+
+        known = files_in(self.path / "rollouts")
+        if step is None and not known:
+            return []
+        path = file_of(self.path / "rollouts", max(known) if step is None else step - 1)
+        try:
+            return [msgspec.structs.asdict(line) for line in read_rollouts(path)]
+        except UnreadableFile as error:
+            raise RunError(f"no rollouts: {error}", path=self.path) from error
+
     def export(self, directory: str | Path, best: bool = False) -> Path:
         """Writes the newest checkpoint as a Hugging Face directory, which must not exist.
 

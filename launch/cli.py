@@ -11,11 +11,14 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from launch.bench.compare.cli import compare_command
+from launch.commands.completion import answer_the_shell, completion_command
 from launch.commands.config import config as config_commands
 from launch.commands.data import data_app
+from launch.commands.plugins import plugins_command
 from launch.commands.profile import profile_command
 from launch.commands.reward import reward_app
 from launch.explain.command import explain_command
+from launch.help_sections import SectionedGroup
 from launch.monitor.status import status_command
 from launch.monitor.top import top_command
 from launch.options import (
@@ -28,16 +31,17 @@ from launch.options import (
 )
 from launch.replay.cli import replay_command
 from launch.report.cli import report_command
+from launch.show.command import show_command
 from launch.simulate.cli import simulate_command
 
 app = typer.Typer(
     name="darts",
-    help="Asynchronous streaming RL post-training of language models: rollout engines push "
-    "token streams to a selector stage, which feeds a learner while they still generate.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     add_completion=False,
+    cls=SectionedGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 bench = typer.Typer(help="Compare methods.", no_args_is_help=True, rich_markup_mode=None)
@@ -48,22 +52,13 @@ app.add_typer(data_app, name="data")
 app.add_typer(reward_app, name="reward")
 
 
-def _print_version(wanted: bool) -> None:
+def print_version(wanted: bool) -> None:
+    """Prints the version and ends, if that is asked for."""
     if wanted:
         from pipeline.system.version import darts_version
 
         typer.echo(f"darts {darts_version()}")
         raise typer.Exit
-
-
-@app.callback()
-def about(
-    version: Annotated[
-        bool,
-        typer.Option("--version", help="print the version", callback=_print_version, is_eager=True),
-    ] = False,
-) -> None:
-    del version
 
 
 def _check(config: Any, ask: bool = False) -> list[str]:
@@ -294,19 +289,24 @@ def learner_command(
     _part("learner.learner_rank", arguments)
 
 
-@app.command("plugins")
-def plugins_command() -> None:
-    """List the plug-ins of each kind and their options.
+@app.callback()
+def every_command(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Show the version and exit.", callback=print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """Asynchronous streaming RL post-training of language models: rollout engines push token
+    streams to a selector stage, which feeds a learner while they still generate."""
 
-    darts plugins
-    """
-    from launch.commands.plugins import plugin_lines
 
-    typer.echo("\n".join(plugin_lines()))
-
-
+app.command("plugins")(plugins_command)
+app.command("completion")(completion_command)
 app.command("top")(top_command)
 app.command("status")(status_command)
+app.command("show")(show_command)
 app.command("explain")(explain_command)
 app.command("simulate")(simulate_command)
 app.command("replay")(replay_command)
@@ -371,8 +371,9 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # a terminal without a character shows its number
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    answer_the_shell()
     try:
-        app()
+        app(prog_name="darts")
     except OSError as error:  # of a disk or a device, which no traceback explains
         exit_at_once(error)
 

@@ -153,39 +153,39 @@ def _first_of(row: dict[str, Any], *names: str) -> Any:
 
 
 def _of_run(path: Path, config: Config) -> Iterator[tuple[str, Sampled]]:
-    """Reads samples of a run's newest evaluation: the file has prompt and response as one text, the
-    data set has the rest. Raises ValueError."""
-    from launch.report.sections.samples import entries
+    """Reads samples of a run's newest evaluation; the data set has their columns. Raises
+    ValueError."""
+    from launch.run_files.samples import read_samples
     from pipeline.data import eval_sets
     from pipeline.data.dataset import DataError
     from pipeline.data.tokenizer import ModelError, Tokenizer
     from pipeline.plugins.views import Sampled
-    from pipeline.system.untrusted_files import read_text
 
-    files = sorted((path / "samples").glob("step-*.txt"))
-    if not files:
+    evaluations = read_samples(path / "samples")
+    if not evaluations:
         raise ValueError(
-            f"{path}: has no samples/step-*.txt: not a run, or it has not evaluated yet"
+            f"{path}: has no samples/step-*.jsonl: not a run, or it has not evaluated yet"
         )
     try:
         data = eval_sets.load_eval_sets(config, Tokenizer(Path(config.model))).data
     except (DataError, ModelError) as error:
         raise ValueError(str(error)) from error
     items = {item.prompt: item for item in data.items}
-    text = read_text(files[-1])
-    for number, entry in enumerate(entries(text, list(items)), start=1):
-        item = items.get(entry.prompt)
+    step = max(evaluations)
+    for number, line in enumerate(evaluations[step], start=1):
+        item = items.get(line.prompt)
         if item is not None:
             yield (
-                f"{files[-1]}: {number}",
+                f"{path}: samples of step {step}, line {number}",
                 Sampled(
                     prompt=item.prompt,
-                    response=entry.response,
-                    finish="stop",  # the file does not say
-                    tokens=0,
+                    response=line.response,
+                    finish=line.finish,
+                    tokens=line.tokens,
                     answer=item.answer,
                     columns=item.columns,
                     messages=item.messages,
+                    pieces=line.pieces,
                 ),
             )
 

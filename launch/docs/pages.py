@@ -2,8 +2,8 @@
 
 docs/methods.md has a table from the recipes in configs/recipes; docs/configuration.md and
 configs/schema.json come from the types and docstrings of
-`pipeline.config.schema` and of the plug-ins' options; docs/states.md from the tables of
-`pipeline.coordinator.groups`; the tables of docs/migrating.md from `pipeline.config.other_names`.
+`pipeline.config.schema` and of the plug-ins' options; docs/states.md and its drawings from the
+tables of states; the tables of docs/migrating.md from `pipeline.config.other_names`.
 `--check` writes nothing and exits with 1 when a page is out of date.
 """
 
@@ -15,12 +15,14 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from launch.docs.methods import methods_page
+from launch.docs.state_diagram import drawing, moves_of, table_lines
 from pipeline.config import other_names
 from pipeline.config.docs import (
     default_of,
@@ -40,6 +42,16 @@ from pipeline.stage.peers import PEER_TRANSITIONS
 
 _ROOT = Path(__file__).resolve().parents[2]
 _MADE = "<!-- made by `python -m launch.docs.pages`; do not edit -->"
+
+_MACHINES: dict[str, tuple[Mapping[Any, Any], str]] = {
+    "A trajectory": (TRANSITIONS, "pipeline/coordinator/groups.py"),
+    "A group": (GROUP_TRANSITIONS, "pipeline/coordinator/groups.py"),
+    "A run": (RUN_TRANSITIONS, "pipeline/coordinator/run_state.py"),
+    "An engine, for the coordinator": (ENGINE_TRANSITIONS, "pipeline/coordinator/engine_pool.py"),
+    "A peer, for the stage": (PEER_TRANSITIONS, "pipeline/stage/peers.py"),
+}
+"""State machines: heading -> their table and the file that has it."""
+_DRAWINGS = {title: f"states-{title.partition(',')[0].split()[-1]}.svg" for title in _MACHINES}
 
 
 def _cell(text: str) -> str:
@@ -129,39 +141,30 @@ def states_page() -> str:
         "Every state machine is a table in the code; a move that is not in it raises and changes",
         "nothing.",
         "",
-        *_diagram("A trajectory", TRANSITIONS, "pipeline/coordinator/groups.py"),
-        *_diagram("A group", GROUP_TRANSITIONS, "pipeline/coordinator/groups.py"),
+        *_diagram("A trajectory"),
+        *_diagram("A group"),
         "`open`, `enough` and `dead` groups are open: members may still be sampled, chosen or",
         "thrown out. `taken`, `sent` and `accumulated` groups belong to the open step; they go",
         "back to `ready` when the step could not be applied, and in a checkpoint. Groups of an",
         "evaluation go from `open` to `evaluated`; no other group does.",
         "",
-        *_diagram("A run", RUN_TRANSITIONS, "pipeline/coordinator/run_state.py"),
-        *_diagram(
-            "An engine, for the coordinator",
-            ENGINE_TRANSITIONS,
-            "pipeline/coordinator/engine_pool.py",
-        ),
+        *_diagram("A run"),
+        *_diagram("An engine, for the coordinator"),
         "An engine is asked to load each version that is published, and again when a load fails.",
         "",
-        *_diagram("A peer, for the stage", PEER_TRANSITIONS, "pipeline/stage/peers.py"),
+        *_diagram("A peer, for the stage"),
         "A peer is a connected engine or learner rank. Its state is the stage's own: nothing that",
         "the peer sends is taken for it.",
     ]
     return "\n".join(lines) + "\n"
 
 
-def _diagram(title: str, table: Mapping[Any, Any], file: str) -> list[str]:
-    """A heading and a Mermaid diagram; the first state of the table is where it begins."""
-    lines = [f"## {title}", "", f"`{file}`", "", "```mermaid", "stateDiagram-v2"]
-    lines += [f"    [*] --> {next(iter(table)).value}"]
-    for state, moves in table.items():
-        if isinstance(moves, Mapping):
-            lines += [f"    {state.value} --> {to.value}: {why.value}" for why, to in moves.items()]
-        else:
-            lines += [f"    {state.value} --> {to.value}" for to in sorted(moves)]
-        lines += [] if moves else [f"    {state.value} --> [*]"]
-    return [*lines, "```", ""]
+def _diagram(title: str) -> list[str]:
+    """A heading, the drawing and the table; the first state is where it begins."""
+    table, file = _MACHINES[title]
+    drawn = f"![{title}: its states, and the moves between them]({_DRAWINGS[title]})"
+    moves = table_lines(moves_of(table))
+    return [f"## {title}", "", f"`{file}`", "", drawn, "", *moves, ""]
 
 
 def migrating_page() -> str:
@@ -191,6 +194,10 @@ PAGES = {
     "docs/migrating.md": migrating_page,
     "docs/states.md": states_page,
     "configs/schema.json": schema_text,
+    **{
+        f"docs/{_DRAWINGS[title]}": partial(drawing, title, moves_of(table))
+        for title, (table, _) in _MACHINES.items()
+    },
 }
 
 

@@ -310,11 +310,11 @@ def step_in_words(step: StepFacts) -> Iterator[str]:
 def costs_in_words(groups: Iterable[Ended]) -> Iterator[str]:
     """Yields one line for each group."""
     yield (
-        f"{'group':>7}  {'step':>4}  {'prompt':>7}  {'tokens not trained on':>21}  "
-        f"{'trained on':>10}  {'longest':>7}  fate"
+        f"{'group':>7} {'step':>5} {'prompt':>7}  tokens: {'not trained':>11} {'trained':>8} "
+        f"{'longest':>8}  fate"
     )
     for g in groups:
         yield (
-            f"{g.group:>7}  {g.step + 1:>4}  {g.prompt:>7}  {g.wasted:>21}  {g.trained:>10}  "
-            f"{g.longest:>7}  {g.fate}{reason_text(g.why)}"
+            f"{g.group:>7} {g.step + 1:>5} {g.prompt:>7}          {g.wasted:>11} {g.trained:>8} "
+            f"{g.longest:>8}  {g.fate}{reason_text(g.why)}"
         )

@@ -25,6 +25,8 @@ POINTS = 40
 """Largest number of steps in a sparkline."""
 _ENGINES_SHOWN = 6
 _WAITS_SHOWN = 4
+SHORTEST_WAIT_S = 1.0
+"""Waits below this are no news: every token is waited for."""
 _SILENT_S = 2.0  # a peer reports once a second; after this it is shown as silent
 _LEVELS = "▁▂▃▄▅▆▇█"
 _ASCII = str.maketrans("▁▂▃▄▅▆▇█░·…", "_.,-:=+#.|~")
@@ -65,6 +67,16 @@ def count(tokens: float) -> str:
     if tokens >= 1e6:
         return f"{tokens / 1e6:.2f}M"
     return f"{tokens / 1e3:.1f}k" if tokens >= 1e4 else f"{tokens:.0f}"
+
+
+def score_name(found: Mapping[str, Any]) -> str:
+    """`accuracy` where every reward was 0 or 1, so that it equals the mean reward; else `reward`.
+
+    >>> score_name({"reward": 0.5, "accuracy": 0.5}), score_name({"reward": 0.7, "accuracy": 0.2})
+    ('accuracy', 'reward')
+    """
+    accuracy = found.get("accuracy")
+    return "accuracy" if found.get("reward", accuracy) == accuracy else "reward"
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
@@ -119,7 +131,7 @@ class Ending(msgspec.Struct, frozen=True):
     advice: str = ""  # what to do next
 
 
-class _Legible:
+class Legible:
     """Turns a renderable into ASCII if the terminal's encoding has nothing else."""
 
     def __init__(self, whole: RenderableType) -> None:
@@ -162,7 +174,7 @@ def render_panel(
     left = history.left_s(now)
     if left and ending is None and now.phase in ("training", "evaluating"):
         title += f" · about {clock(left)} left"
-    return _Legible(
+    return Legible(
         Panel(
             Group(*parts),
             title=Text(title, "bold"),
@@ -188,7 +200,8 @@ def _newest(history: History) -> Text:
         return Text("no step has ended yet", "bright_black")
     text = f"step {history.steps[-1]['step'] + 1}"
     if history.evals:
-        text += f", accuracy of the evaluation at step {history.evals[-1]['step']}"
+        found = history.evals[-1]
+        text += f", {score_name(found)} of the evaluation at step {found['step']}"
     return Text(f"metrics of {text}", "bright_black", no_wrap=True, overflow="ellipsis")
 
 
@@ -202,11 +215,13 @@ def _learning(now: RunStatus, history: History, width: int) -> Table:
     length = _form(step, "tokens_mean", ".0f")
     if "tokens_p95" in step:
         length += f" p95 {step['tokens_p95']:.0f}"
+    score = score_name(found)
+    evaluated = score if score == "accuracy" else "held out"  # "reward" is that of steps
     room = max(4, width // 2 - 26)
     rows = (
         ("reward", _form(step, "reward", ".3f"), _curve(history.steps, "reward", room)),
         ("tokens", length, _curve(history.steps, "tokens_mean", room)),
-        ("accuracy", _form(found, "accuracy", ".3f"), _curve(history.evals, "accuracy", room)),
+        (evaluated, _form(found, score, ".3f"), _curve(history.evals, score, room)),
         ("step", _form(step, "seconds", ".2f s"), _curve(history.steps, "seconds", room)),
     )
     table = Table.grid(padding=(0, 1))
@@ -316,7 +331,8 @@ def _rest(now: RunStatus, ending: Ending | None) -> Table:
     table.add_row("sampled", _ledger(now))
     if refused := ", ".join(f"{n} {what}" for what, n in now.refused.items() if n):
         table.add_row("refused", f"frames and chunks: {refused}")
-    for wait in now.waits[:_WAITS_SHOWN]:
+    long = [wait for wait in now.waits if wait.seconds >= SHORTEST_WAIT_S]
+    for wait in long[:_WAITS_SHOWN]:
         line = f"{wait.seconds:.1f} s for {printable(_for_whom(wait.what))}"
         table.add_row("waiting", Text(line, no_wrap=True, overflow="ellipsis"))
     return table

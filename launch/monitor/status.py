@@ -77,6 +77,8 @@ def status_document(run: Path, now: RunStatus, note: str, word: str) -> dict[str
 
 def status_lines(run: Path, now: RunStatus, note: str, word: str) -> Iterator[str]:
     """Yields the lines that are printed."""
+    from launch.monitor.panel import SHORTEST_WAIT_S
+
     if word == "never started":
         yield f"{run}: never started; start it with: darts train {run}/config.yaml"
         return
@@ -93,10 +95,11 @@ def status_lines(run: Path, now: RunStatus, note: str, word: str) -> Iterator[st
         return
     if word == "silent":
         yield "the stage is silent: it hangs, is stopped, or is dead. It last waited for:"
-    for wait in now.waits:
+    long = [wait for wait in now.waits if wait.seconds >= SHORTEST_WAIT_S]
+    for wait in long:
         yield from _of_a_wait(wait)
-    if not now.waits:
-        yield "nothing is being waited for"
+    if not long:
+        yield f"nothing has been waited for longer than {SHORTEST_WAIT_S:g} s"
     yield from (_of_a_peer(peer) for peer in now.peers)
     for name, seconds in now.missing.items():
         yield f"{name:>10}  engine, missing for {seconds:.0f} s; see logs/{name}.log"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, TextIO
 
 import msgspec
@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.live import Live as LivePanel
 from rich.text import Text
 
-from launch.monitor.panel import History, clock, count, render_panel
+from launch.monitor.panel import History, clock, count, render_panel, score_name
 from pipeline.observability.live_status import RunStatus
 from pipeline.system.terminal_text import printable
 
@@ -56,14 +56,40 @@ class TerminalView:
     def _step(self, step: dict[str, Any]) -> str:
         left = self._history.left_s(self._now) or 0.0
         ledger = step["ledger"]
-        lost = sum(n for fate, n in step["groups"].items() if fate != "trained")
-        return (
-            f"step {step['step'] + 1:>3}/{self._steps}  reward {step['reward']:.2f}  "
+        return self._fitted(
+            f"step {step['step'] + 1:>3}/{self._steps}",
+            f"reward {step['reward']:.2f}",
             f"tokens mean {step['tokens_mean']:.0f} p95 {step['tokens_p95']} "
-            f"max {step['tokens_max']}  groups {step['groups'].get('trained', 0)} (+{lost})  "
+            f"max {step['tokens_max']}",
+            *_groups(step),
+            f"{step['seconds']:.2f} s",
+            f"ETA {clock(left)}",
             f"sampled {count(ledger['sampled'])} trained {count(ledger['trained'])} "
-            f"aborted {count(ledger['aborted'])}  {step['seconds']:.2f} s  ETA {clock(left)}"
-        ) + (f"  paced: {step['paced']}" if "paced" in step else "")
+            f"aborted {count(ledger['aborted'])}",
+            *([f"paced: {step['paced']}"] if "paced" in step else []),
+        )
+
+    def _fitted(self, *fields: str, between: str = "  ") -> str:
+        """Fields on one line; on a terminal on as many as it takes to break none of them."""
+        width = sys.maxsize if self._console is None else self._console.width
+        lines = [""]
+        for field in fields:
+            joined = f"{lines[-1]}{between}{field}" if lines[-1] else field
+            if len(joined) <= width or not lines[-1]:
+                lines[-1] = joined
+            else:
+                lines[-1] += between.rstrip()
+                lines.append(f"    {field}")
+        return "\n".join(lines)
+
+    def _evaluation(self, found: dict[str, Any]) -> str:
+        return self._fitted(
+            f"evaluation at step {found['step']}: {score_text(found)}",
+            f"tokens mean {found['tokens_mean']:.1f} p95 {found['tokens_p95']} "
+            f"max {found['tokens_max']}",
+            f"{found['samples']} samples in {found['seconds']:.1f} s",
+            between=", ",
+        ) + "".join(f"\n  {line}" for line in _further(found))
 
     def _status(self, now: RunStatus) -> None:
         self._now = now
@@ -112,7 +138,8 @@ def result_table(result: dict[str, Any], steps: int) -> str:
             share = f"{(after - before) / before:+.0%}" if before else ""
             rows.append((name, format(before, form), format(after, form), share))
 
-    change("held-out accuracy", result["accuracy_before"], result["accuracy_after"], ".3f")
+    name = "held-out accuracy" if _is_accuracy(result) else "held-out reward"
+    change(name, result.get("reward_before"), result.get("reward_after"), ".3f")
     change(
         "mean response, tokens", result["mean_tokens_before"], result["mean_tokens_after"], ".1f"
     )
@@ -132,8 +159,34 @@ def result_table(result: dict[str, Any], steps: int) -> str:
     return "\n".join(lines)
 
 
+def score_text(found: Mapping[str, Any]) -> str:
+    """The mean reward of an evaluation, by its right name."""
+    name = score_name(found)
+    return f"{name} {found[name]:.3f}"
+
+
+def _is_accuracy(result: Mapping[str, Any]) -> bool:
+    return all(
+        result.get(f"reward_{when}") == result.get(f"accuracy_{when}")
+        for when in ("before", "after")
+    )
+
+
+def _groups(step: Mapping[str, Any]) -> Iterator[str]:
+    """Yields the groups trained on and those that were not, and how many had equal rewards."""
+    trained = step["groups"].get("trained", 0)
+    ended = sum(step["groups"].values())
+    yield f"groups {trained} (+{ended - trained})"
+    if equal := step.get("groups_equal", 0):
+        which = "all" if equal == ended else f"{equal}"
+        yield f"{which} with equal rewards"
+
+
 def _mechanisms(result: dict[str, Any]) -> Iterator[str]:
     """Yields a line on each of DARTS' mechanisms that the run had: did it act?"""
+    groups = result.get("groups", {})
+    if equal := groups.get("equal"):
+        yield f"rewards: all equal in {equal} of {groups['ended']} groups"
     adaptive = result.get("adaptive", {})
     if "prompts_planned" in adaptive:
         known, planned = adaptive["prompts_known"], adaptive["prompts_planned"]
@@ -163,5 +216,5 @@ def _further(found: dict[str, Any]) -> Iterator[str]:
         yield ", ".join(own)
     for name, metrics in found.get("sets", {}).items():
         more = _further(metrics)
-        accuracy = f"accuracy {metrics['accuracy']:.3f}" if "accuracy" in metrics else "no metrics"
-        yield ", ".join([f"{name}: {accuracy}", *more])
+        score = score_text(metrics) if "accuracy" in metrics else "no metrics"
+        yield ", ".join([f"{name}: {score}", *more])

@@ -17,6 +17,7 @@ from launch.report.sections import (
     gantt,
     latency,
     length_distribution,
+    rollouts,
     samples,
     selection_bias,
     waste,
@@ -44,6 +45,7 @@ def build_page(paths: Sequence[Path], say: Say) -> str:
     makers: dict[str, Callable[[], Section]] = {
         "runs": lambda: comparison.runs_section(named),
         "curves": lambda: curves.curves_section(named),
+        "learner": lambda: curves.learner_section(named),
         "lengths": lambda: length_distribution.lengths_section(named),
         "steps": lambda: gantt.gantt_section(runs, looks),
         "critical path": lambda: critical_path.critical_path_section(runs, looks),
@@ -51,7 +53,8 @@ def build_page(paths: Sequence[Path], say: Say) -> str:
         "waste": lambda: waste.waste_section(runs),
         "budgets": lambda: budgets.budgets_section(runs),
         "selection bias": lambda: selection_bias.bias_section(runs),
-        "samples": lambda: samples.samples_section(runs, samples.held_out(warn)),
+        "rollouts": lambda: rollouts.rollouts_section(runs, warn),
+        "samples": lambda: samples.samples_section(runs),
         "comparison": lambda: comparison.comparison_section(named),
     }
     sections: list[Section] = []

@@ -29,11 +29,12 @@ function switchLine(chip) {
       if (model.name === chip.dataset.line) model.visible = shown;
 }
 
-function filterSamples(text) {
-  const rows = [...document.querySelectorAll("tr.sample")];
+function filterRows(field) {
+  const section = field.closest("section"), text = field.value;
+  const rows = [...section.querySelectorAll("tr.sample")];
   for (const row of rows) row.hidden = !row.textContent.toLowerCase().includes(text.toLowerCase());
   const left = rows.filter(row => !row.hidden).length;
-  document.getElementById("left").textContent = text ? `${left} of ${rows.length} rows` : "";
+  section.querySelector(".left").textContent = text ? `${left} of ${rows.length} rows` : "";
 }
 
 window.addEventListener("load", () => {
@@ -42,5 +43,6 @@ window.addEventListener("load", () => {
     matchMedia(query).addEventListener("change", paint);
   for (const chip of document.querySelectorAll(".chip"))
     chip.addEventListener("click", () => switchLine(chip));
-  document.getElementById("filter")?.addEventListener("input", event => filterSamples(event.target.value));
+  for (const field of document.querySelectorAll(".filter"))
+    field.addEventListener("input", () => filterRows(field));
 });

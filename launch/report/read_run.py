@@ -16,8 +16,10 @@ import numpy.typing as npt
 
 from launch.run_files.jsonl import read_lines
 from launch.run_files.records import EvalLine, GroupLine, StepLine, TimingLine, learning_curve
+from launch.run_files.samples import read_samples
 from pipeline.checkpoint.store import MANIFEST
 from pipeline.config.yaml_tree import parse, plain
+from pipeline.observability.recorder import SampleLine
 from pipeline.redaction.passwords import without_passwords
 from pipeline.system import untrusted_files
 from pipeline.system.run_folder import RunError, RunFolder
@@ -52,7 +54,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     timing: list[TimingLine]
     members: Members
     trace: dict[str, Any]  # empty: none was kept
-    samples: dict[int, str]  # step -> text of its evaluation
+    samples: dict[int, list[SampleLine]]  # step -> responses of its evaluation
     running: bool  # a process holds the folder
     resumable: bool  # there is a checkpoint
 
@@ -90,7 +92,7 @@ def read_run(path: Path, say: Say) -> Run:
         timing=found[TimingLine],
         members=members,
         trace=_json(folder.trace, say),
-        samples=_samples(folder.samples),
+        samples=_samples(folder.samples, say),
         running=not result and _in_use(folder, say),
         resumable=any(folder.checkpoints.glob(f"step-*/{MANIFEST}")),
     )
@@ -147,11 +149,9 @@ def _settings(path: Path, say: Say) -> dict[str, Any]:
     return cast(dict[str, Any], found) if isinstance(found, dict) else {}
 
 
-def _samples(folder: Path) -> dict[int, str]:
-    files = sorted(folder.glob("step-*.txt"))
-    known = [(f, f.stem.removeprefix("step-")) for f in files]
-    return {
-        int(n): untrusted_files.read_bytes(f).decode(errors="replace")
-        for f, n in known
-        if n.isdecimal() and n.isascii()
-    }
+def _samples(folder: Path, say: Say) -> dict[int, list[SampleLine]]:
+    try:
+        return read_samples(folder)
+    except UnreadableFile as error:
+        say(str(error))
+        return {}

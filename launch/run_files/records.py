@@ -47,6 +47,7 @@ class StepLine(msgspec.Struct, frozen=True, kw_only=True):
     paced: str = ""  # emulated pace, in words
     tokens_max: float | None = None
     audit: Audit | None = None
+    learner: dict[str, float | None] = {}  # metrics of the loss; None: not finite
 
     @property
     def learning_s(self) -> float:
@@ -58,12 +59,22 @@ class EvalLine(msgspec.Struct, frozen=True, kw_only=True):
     """A line `eval` of metrics.jsonl; `train_s` is added by `learning_curve`."""
 
     step: Count
-    accuracy: float
+    accuracy: float  # share of responses that are correct
+    reward: float | None = None  # mean; None: a run of an older version, where it was `accuracy`
     tokens_mean: float
     tokens_p95: float
-    by_tag: dict[str, float] = {}  # accuracy by kind of prompt
+    by_tag: dict[str, float] = {}  # mean reward by kind of prompt
     tokens_by_tag: dict[str, float] = {}
     train_s: float = 0.0  # seconds inside the steps before it, without evaluations
+
+    @property
+    def mean_reward(self) -> float:
+        return self.accuracy if self.reward is None else self.reward
+
+    @property
+    def is_accuracy(self) -> bool:
+        """True if its mean reward is an accuracy: every reward was 0 or 1."""
+        return self.mean_reward == self.accuracy
 
     @property
     def deep_accuracy(self) -> float | None:

@@ -44,6 +44,7 @@ class _Evaluation(msgspec.Struct, frozen=True, kw_only=True):
 
     step: Annotated[int, msgspec.Meta(ge=0, le=int(MOST))]
     accuracy: Number | None = None
+    reward: Number | None = None
     seconds: Number = 0.0
 
 

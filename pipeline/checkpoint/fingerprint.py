@@ -31,6 +31,7 @@ FREE = (
         "checkpoint.",
         "timeouts.",
         "metrics.",
+        "rollouts.",
         "debug.",
     ),
     "recipe",  # its settings stand beside it

@@ -59,5 +59,6 @@ def _sampling(config: Config) -> Iterator[tuple[str, str]]:
 
 
 def _metrics(prefix: str, samples: int, k: tuple[int, ...], *, greedy: bool) -> list[str]:
-    names = ["accuracy", *(f"pass@{one}" for one in k or (samples,)), *(["greedy"] * greedy)]
+    passes = [f"pass@{one}" for one in k or (samples,)]
+    names = ["reward", "accuracy", *passes, *(["greedy"] * greedy)]
     return [prefix + name for name in names]

@@ -18,6 +18,7 @@ from pipeline.config.metrics import MetricsConfig
 from pipeline.config.nodes import NodesConfig
 from pipeline.config.pace import EnginePace, LearnerPace, WeightsConfig, paced_text
 from pipeline.config.placement import PlacementConfig
+from pipeline.config.rollouts import RolloutsConfig
 from pipeline.config.setting_types import Plugin, Section
 from pipeline.config.timeouts import TimeoutsConfig
 from pipeline.plugins.ranges import (
@@ -363,6 +364,7 @@ class Config(Section, frozen=True, kw_only=True):
     timeouts: TimeoutsConfig = TimeoutsConfig()
     nodes: NodesConfig = NodesConfig()
     metrics: MetricsConfig = MetricsConfig()
+    rollouts: RolloutsConfig = RolloutsConfig()
     debug: DebugConfig = DebugConfig()
 
     @property

@@ -319,10 +319,12 @@ class Coordinator:
             self._checkpoint()
 
     def outcome(self, train_seconds: float) -> dict[str, Any]:
-        """`result.json`: accuracy and lengths before and after, and where the tokens went."""
+        """`result.json`: rewards and lengths before and after, and where the tokens went."""
         history = self.evaluations.history
         first, last = (history[0], history[-1]) if history else ({}, {})
         return {
+            "reward_before": first.get("reward"),
+            "reward_after": last.get("reward"),
             "accuracy_before": first.get("accuracy"),
             "accuracy_after": last.get("accuracy"),
             "mean_tokens_before": first.get("tokens_mean"),

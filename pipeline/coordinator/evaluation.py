@@ -158,11 +158,13 @@ class SetTally:
             self.tokens.setdefault(tag, []).extend(float(m.sampled) for m in ended)
 
     def metrics(self) -> dict[str, float]:
-        """`accuracy` is avg@k: the mean reward of k samples a prompt. Prompts of which fewer than
-        k samples have a reward are left out of pass@k."""
+        """`reward` is avg@k, the mean of k samples a prompt, and `accuracy` the share of them that
+        are correct: the same where rewards are 0 or 1. Prompts of which fewer than k samples have
+        a reward are left out of pass@k."""
         every = [reward for rewards in self._rewards for reward in rewards]
         found: dict[str, float] = {
-            "accuracy": _mean(every),
+            "reward": _mean(every),
+            "accuracy": _mean([float(value >= self._correct) for value in every]),
             **length_metrics(self._lengths),
             "truncated": self._truncated / max(1, len(self._lengths)),
             "samples": len(self._lengths),

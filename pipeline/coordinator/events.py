@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from pipeline.coordinator.rollouts import Rollout
 from pipeline.wire.fields import PacedSteps
 from pipeline.wire.messages import ChunkHead, LegTimes, Piece, StreamedChunk, TrainMember
 
@@ -326,6 +327,19 @@ class Report(Command, frozen=True, kw_only=True):
     fields: dict[str, Any]
 
 
+class KeepRollouts(Command, frozen=True, kw_only=True):
+    """Responses of one group to which nothing more happens, for people to read."""
+
+    step: int  # from 0
+    group: int
+    prompt: int
+    attempt: int
+    version: int  # of the learner
+    fate: str  # of the group: trained | dropped | deferred; open: it goes on without these
+    why: str
+    rollouts: tuple[Rollout, ...]
+
+
 class Shutdown(Command, frozen=True, kw_only=True):
     error: str = ""
 
@@ -371,5 +385,6 @@ AnyCommand = (
     | AbandonCheckpoint
     | Restart
     | Report
+    | KeepRollouts
     | Shutdown
 )

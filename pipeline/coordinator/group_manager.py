@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
+from pipeline.coordinator import rollouts
 from pipeline.coordinator.candidates import begin_as_fork, records
-from pipeline.coordinator.events import CancelReward, ForgetGroup, RequestReward
+from pipeline.coordinator.events import CancelReward, ForgetGroup, KeepRollouts, RequestReward
 from pipeline.coordinator.groups import (
     UNENDED,
     Group,
@@ -187,6 +188,7 @@ class GroupManager:
             )
         learned = state is GroupState.TRAINED
         del core.groups[group.id]
+        self.keep_rollouts(group, group.members)
         self._report_end(
             group,
             state.value,
@@ -200,6 +202,25 @@ class GroupManager:
             self._prompt_ended(group, state, kind or why)
             self._tell_plugins(group, why, kind)
             core.needs_update = True
+
+    def keep_rollouts(self, group: Group, members: Sequence[Trajectory]) -> None:
+        """Have the responses of members that have left kept, if those of this step are."""
+        core = self._core
+        every = core.settings.rollouts_every
+        if group.kind != "train" or not members or not rollouts.wanted(core.step, every):
+            return
+        core.emit(
+            KeepRollouts(
+                step=core.step,
+                group=group.id,
+                prompt=group.prompt,
+                attempt=group.attempt,
+                version=core.version,
+                fate="open" if group.id in core.groups else group.state.value,
+                why=group.why,
+                rollouts=tuple(rollouts.rollout_of(group, member) for member in members),
+            )
+        )
 
     def _end_replay(self, group: Group, kept: Kept, state: GroupState, why: str) -> None:
         """It has no members, no prompt and no account of its own."""
@@ -274,7 +295,8 @@ class GroupManager:
     def _prompt_ended(self, group: Group, state: GroupState, why: str) -> None:
         del self.outstanding[group.prompt]
         label = state.value if state is GroupState.TRAINED else f"{state.value}: {why}"
-        self._core.stats.add_fate(label)
+        rewards = [m.reward for m in group.members if m.reward is not None]
+        self._core.stats.add_fate(label, rewards)
         if state is GroupState.DEFERRED:
             self.deferred.append((group.prompt, group.attempt + 1))
         elif state is GroupState.TRAINED:
@@ -290,12 +312,14 @@ class GroupManager:
         source = "parked" if member.state is TrajectoryState.PARKED else "open"
         self.token_stream.drop_member(self._core.groups[member.group], member)
         member.advance(TrajectoryEvent.DISCARDED, self._core.now)
+        member.account = account
         self._core.ledger.move(member.own, source, account)
         del self._core.trajectories[member.id]
 
     def close_member(self, member: Trajectory, account: str, why: str = "") -> None:
         """An ended member's books are closed."""
         self.cancel_reward(member)
+        member.account = account
         self._core.ledger.move(member.own, "open", account, why)
         if account == "trained" and member.state is TrajectoryState.TRUNCATED:
             self._core.ledger.truncated += member.own

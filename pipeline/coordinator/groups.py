@@ -136,6 +136,8 @@ class Trajectory(msgspec.Struct, kw_only=True):
     scored: bool = False  # reward known or failed
     reward: float | None = None
     reward_why: str = ""  # why it failed
+    ended_why: str = ""  # why the selector stopped or aborted it, or why it was given up
+    account: str = ""  # where its tokens are counted; "": it has not left its group
     parts: dict[str, float] = {}
 
     @property

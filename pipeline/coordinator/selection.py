@@ -126,6 +126,7 @@ class Selection:
         """Give up a member that cannot be continued; its group continues without it."""
         group = self._core.groups[trajectory.group]
         self._core.report("warning", text=f"trajectory {trajectory.id}: given up after {why}")
+        trajectory.ended_why = why
         self._group_manager.abort_member(trajectory, "failed")
         if group.state is GroupState.CHOSEN:  # audited: nothing else would end its wait
             self._ready_if_scored(group)
@@ -264,10 +265,10 @@ class Selection:
         match action:
             case Sample(n=n, variant=variant, fork=fork):
                 group_manager.add_members(group, n, variant, fork)
-            case Abort(ids=ids):
-                self._abort(group, self._members(group, ids))
-            case Stop(ids=ids):
-                self._stop(group, self._members(group, ids))
+            case Abort(ids=ids, why=why):
+                self._abort(group, self._members(group, ids), why)
+            case Stop(ids=ids, why=why):
+                self._stop(group, self._members(group, ids), why)
             case Park(ids=ids, until=until):
                 for member in self._members(group, ids):
                     self._scheduler.park(member, until)
@@ -301,17 +302,22 @@ class Selection:
         if isinstance(action, Enough):
             self._check_signal(group)
 
-    def _abort(self, group: Group, members: list[Trajectory]) -> None:
+    def _abort(self, group: Group, members: list[Trajectory], why: str) -> None:
+        gone: list[Trajectory] = []  # at the group's end they are not among its members
         for member in members:
-            if member.state in ENDED:  # leaves the group all the same
+            member.ended_why = why
+            if member.state in ENDED:
                 group.arrivals.remove(member.id)
                 group.members.remove(member)
                 self._group_manager.close_member(member, "aborted")
+                gone.append(member)
             else:
                 self._group_manager.abort_member(member, "aborted")
+        self._group_manager.keep_rollouts(group, gone)
 
-    def _stop(self, group: Group, members: list[Trajectory]) -> None:
+    def _stop(self, group: Group, members: list[Trajectory], why: str) -> None:
         for member in members:
+            member.ended_why = why
             if member.state is TrajectoryState.RUNNING:
                 self._scheduler.end_leg(member)
             self._core.cancel_environment_call(member.id)

@@ -74,6 +74,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     kv_tokens: int = 0  # of an engine's cache, within which predicted peaks stay; 0: slots alone
     turns: int = 0  # calls of the environment for one response; 0: a response is one turn
     turn_tokens: int = 0  # that one turn may sample; 0: no limit of its own
+    rollouts_every: int = 0  # steps between those whose responses are kept; 0: none are
     most_candidates: int = 1024  # of one group, a guard against selectors that never stop
 
 

@@ -139,6 +139,7 @@ def step_metrics(core: CoordinatorState) -> dict[str, Any]:
         "version": core.version,
         **({"paced": core.settings.paced} if core.settings.paced else {}),
         "groups": dict(stats.fates),
+        **({"groups_equal": stats.equal} if stats.equal else {}),
         "samples": len(stats.lengths),
         "reward": sum(stats.rewards) / max(1, len(stats.rewards)),
         **({"parts": part_means(stats.parts)} if stats.parts else {}),
@@ -185,6 +186,7 @@ class StepReport:
         self._replayed = 0  # tokens
         self._topped_up = 0  # candidates
         self._placement: Counter[str] = Counter()
+        self._groups = self._equal = 0  # ended, and those whose rewards were all equal
 
     @property
     def hidden_share(self) -> float | None:
@@ -202,6 +204,7 @@ class StepReport:
             },
             "tokens_streamed": self._streamed,
             "rewards_shaped": self._shaped,
+            "groups": {"ended": self._groups, "equal": self._equal},
             **({"kinds": dict(self._kinds)} if self._kinds else {}),
             **({"tokens_replayed": self._replayed} if self._replayed else {}),
             **({"topped_up": self._topped_up} if self._topped_up else {}),
@@ -226,6 +229,8 @@ class StepReport:
             self._placement["sooner"] += stats.placed_sooner
         if core.settings.kv_tokens:
             self._placement["for_memory"] += stats.waited_for_memory
+        self._groups += sum(stats.fates.values())
+        self._equal += stats.equal
         bias = stats.bias.means()
         alarm, moved = core.settings.audit_alarm, bias.get("advantage_moved", 0.0)
         if alarm and moved > alarm:

@@ -7,7 +7,7 @@ trains the step's groups again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import msgspec
 
@@ -32,6 +32,7 @@ class StepStats(msgspec.Struct, kw_only=True):
     """Parts of those rewards: sum and count, by name."""
     fates: dict[str, int] = msgspec.field(default_factory=dict[str, int])
     """Groups that have ended, by fate and reason."""
+    equal: int = 0  # of those, groups with two rewards or more, all equal
     sampled_before: int = 0  # tokens in the ledger when the step opened
     trained_before: int = 0
     appended_before: int = 0
@@ -85,9 +86,10 @@ class StepStats(msgspec.Struct, kw_only=True):
             total, count = self.parts.get(name, (0.0, 0))
             self.parts[name] = (total + value, count + 1)
 
-    def add_fate(self, label: str) -> None:
-        """Count a group that has ended."""
+    def add_fate(self, label: str, rewards: Collection[float] = ()) -> None:
+        """Count a group that has ended, with the rewards of its members."""
         self.fates[label] = self.fates.get(label, 0) + 1
+        self.equal += len(rewards) > 1 and len(set(rewards)) == 1
 
     def add_plan(self, figures: Mapping[str, float]) -> None:
         """Count what the budget says of a plan; the first one of a step is the largest."""

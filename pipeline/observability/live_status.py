@@ -38,7 +38,7 @@ _OF_A_STEP = (
     "bubble_engine",
     "bubble_learner",
 )
-_OF_AN_EVALUATION = ("step", "accuracy", "tokens_mean", "tokens_p95", "seconds")
+_OF_AN_EVALUATION = ("step", "reward", "accuracy", "tokens_mean", "tokens_p95", "seconds")
 
 
 class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -75,6 +75,9 @@ class Mlflow:
         for part in _parts(metrics, _METRICS):
             self._client.log_batch(self._id, metrics=part)
 
+    def log_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Nothing: it has no tables of text."""
+
     def close(self) -> None:
         self._client.set_terminated(self._id)
 

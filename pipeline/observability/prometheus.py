@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import prometheus_client
 from prometheus_client import generate_latest
@@ -53,8 +54,8 @@ def port_in_use(port: int) -> str:
 # figure of a step or an evaluation -> (name without what it is of, unit last; help)
 _FIGURES: dict[str, tuple[str, str]] = {
     "seconds": ("duration_seconds", "how long it took"),
-    "reward": ("mean_reward", "mean reward of all candidates that were scored"),
-    "accuracy": ("accuracy_ratio", "mean reward on held-out prompts"),
+    "reward": ("mean_reward", "mean reward of all responses that were scored"),
+    "accuracy": ("accuracy_ratio", "share of the responses that are correct, on held-out prompts"),
     "tokens_mean": ("response_mean_tokens", "mean response length of all that ended"),
     "tokens_p95": ("response_p95_tokens", "95th percentile of response length"),
     "tokens_max": ("response_max_tokens", "longest response"),
@@ -118,7 +119,7 @@ _QUANTILES = {"p50": "0.5", "p95": "0.95", "p99": "0.99"}
 _LABELLED: dict[str, tuple[str, str, str]] = {
     "groups": ("groups", "fate", "groups that ended, by fate and reason"),
     "parts": ("reward_part", "part", "mean of each part of the rewards"),
-    "by_tag": ("tag_accuracy_ratio", "tag", "accuracy by kind of prompt"),
+    "by_tag": ("tag_mean_reward", "tag", "mean reward by kind of prompt"),
     "tokens_by_tag": ("tag_response_mean_tokens", "tag", "mean length by kind of prompt"),
     "audit/advantage_shift_by_kind": (
         "audit_advantage_shift",
@@ -162,6 +163,9 @@ class Prometheus(Collector):
 
     def log_status(self, now: RunStatus) -> None:
         self._live = now
+
+    def log_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Nothing: it has no tables of text."""
 
     def close(self) -> None:
         self._server.close()

@@ -25,7 +25,9 @@ from pipeline.observability.chrome_trace import Tracer
 from pipeline.observability.jsonl_writer import JsonlWriter
 from pipeline.observability.live_status import RunStatus
 from pipeline.observability.trackers import Tracker, Trackers, flat_metrics
+from pipeline.plugins.views import Sampled
 from pipeline.system.run_folder import RunFolder
+from pipeline.system.terminal_text import encodable
 from pipeline.wire.messages import Span
 
 log = logging.getLogger("stage")
@@ -34,6 +36,20 @@ DECIDED = ("decision", "group", "budget", "plan", "batch")
 """Reports that are written to decisions.jsonl; the others are to metrics.jsonl."""
 SAMPLES_SHOWN = 8
 """Prompts of an evaluation to which a response is kept as text."""
+
+
+class SampleLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A response of an evaluation, a line of `samples/step-NNNNNN.jsonl`."""
+
+    prompt: str  # as the model read it
+    response: str
+    answer: str = ""  # what the reward compares with
+    reward: float
+    parts: dict[str, float] = {}
+    finish: str = ""  # stop | length
+    tokens: int = 0  # sampled ones
+    pieces: tuple[tuple[str, bool], ...] = ()
+    """Of a response of several turns: text, and whether the model sampled it."""
 
 
 def _checksum(prompt: str) -> int:
@@ -59,7 +75,7 @@ class Records:
         reward_workers: int = 0,
         trackers: Sequence[Tracker] = (),
     ) -> None:
-        self._run, self._trackers = run, Trackers(trackers)
+        self._run, self.trackers = run, Trackers(trackers)
         first = max(0, resumed_step)
         self._traced = range(first, first + trace_steps)
         self._tracer = Tracer(first, first + trace_steps - 1) if timed else None
@@ -67,7 +83,7 @@ class Records:
         self._recording_s = 0.0  # of the open step, spent on its timing
         self._files: dict[Path, JsonlWriter] = {}
         self._full: set[Path] = set()  # files that were reported as full
-        self._samples: dict[str, str] = {}  # prompt -> what is written of it
+        self._samples: dict[str, SampleLine] = {}  # prompt -> a response to it
 
     def write(self, what: str, fields: dict[str, Any]) -> None:
         """One report of the coordinator."""
@@ -75,7 +91,7 @@ class Records:
         path = self._run.decisions if decided else self._run.metrics
         self._line(path, {"what": what, "time": round(time.time(), 3), **fields})
         if what in ("step", "eval", "timing"):
-            self._trackers.log_metrics(what, fields["step"], flat_metrics(fields))
+            self.trackers.log_metrics(what, fields["step"], flat_metrics(fields))
         if what == "eval":
             self._write_samples(fields["step"])
 
@@ -125,21 +141,29 @@ class Records:
         except OSError as error:
             log.warning("no trace: %s", error)
 
-    def sample(self, prompt: str, response: str, reward: float | None) -> None:
-        """A scored response of an evaluation. Kept as text is the first to each of a few prompts:
-        by checksum, so that every evaluation shows the same ones, whichever are answered first."""
-        # "[" at the start of a line begins an entry.
-        text = f"{prompt}{response}".replace("\n[", "\n\\[")
-        self._samples.setdefault(prompt, f"[{reward}] {text}\n")
+    def sample(self, sampled: Sampled, reward: float, parts: dict[str, float]) -> None:
+        """A scored response of an evaluation. The first to each of a few prompts is kept: by
+        checksum, so that every evaluation shows the same ones, whichever are answered first."""
+        line = SampleLine(
+            prompt=sampled.prompt,
+            response=sampled.response,
+            answer=encodable(sampled.answer),
+            reward=reward,
+            parts=parts,
+            finish=sampled.finish,
+            tokens=sampled.tokens,
+            pieces=tuple(sampled.pieces),
+        )
+        self._samples.setdefault(line.prompt, line)
         if len(self._samples) > SAMPLES_SHOWN:
             del self._samples[max(self._samples, key=_checksum)]
 
     def _write_samples(self, step: int) -> None:
-        text = "".join(self._samples[prompt] for prompt in sorted(self._samples))
+        lines = [self._samples[prompt] for prompt in sorted(self._samples)]
         self._samples = {}
         try:
-            file = self._run.samples / f"step-{step:06d}.txt"
-            file.write_text(text, encoding="utf-8", errors="backslashreplace")
+            file = self._run.samples / f"step-{step:06d}.jsonl"
+            file.write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
         except OSError as error:
             log.warning("no samples of step %d: %s", step, error)
 
@@ -150,7 +174,7 @@ class Records:
 
     def flush(self) -> list[str]:
         """Flushes every file; returns news for people: a disk that is full, or has room again."""
-        said = self._trackers.news()
+        said = self.trackers.news()
         for path, file in self._files.items():
             file.flush()
             if bool(file.full) == (path in self._full):
@@ -191,7 +215,7 @@ class Records:
             temporary.rename(self._run.live)
         except OSError as error:  # a full disk: only the live view misses it
             log.warning("no live state: %s", error)
-        self._trackers.log_status(now)
+        self.trackers.log_status(now)
 
     def result(self, fields: dict[str, Any]) -> None:
         """The run is over. Raises OSError: without it, it is not."""
@@ -202,8 +226,8 @@ class Records:
     def close(self) -> list[str]:
         """The end of what is written here, then of the trackers; returns news for people."""
         self.close_files()
-        self._trackers.close()
-        return self._trackers.news()
+        self.trackers.close()
+        return self.trackers.news()
 
     def close_files(self) -> None:
         """Trace and lines are on disk."""

@@ -14,8 +14,8 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 from pipeline.observability.live_status import RunStatus
 from pipeline.observability.prometheus import TrackerError
@@ -31,11 +31,16 @@ STUCK_S = 60.0
 MOST_QUEUED = 10_000
 """Steps and evaluations that wait for a tracker; later ones are left out, and counted."""
 
+MOST_TABLES = 100
+"""Things that wait for a server from which on no more responses are added to them."""
+
 
 class SlowTracker(Protocol):
     """A tracker that may wait as long as it likes."""
 
     def log_metrics(self, what: str, step: int, numbers: Mapping[str, float]) -> None: ...
+
+    def log_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None: ...
 
     def close(self) -> None: ...
 
@@ -49,7 +54,7 @@ class TrackerThread:
 
     def __init__(self, key: str, make: Callable[[], SlowTracker], *, needed: bool = True) -> None:
         self._key, self._make = key, make
-        self._queue: queue.Queue[tuple[str, int, dict[str, float]] | None]
+        self._queue: queue.Queue[Callable[[SlowTracker], None] | None]
         self._queue = queue.Queue(MOST_QUEUED)
         self._connected, self._ended = threading.Event(), threading.Event()
         self._refusal: TrackerError | None = None
@@ -66,10 +71,19 @@ class TrackerThread:
             raise self._refusal
 
     def log_metrics(self, what: str, step: int, numbers: Mapping[str, float]) -> None:
+        copied = dict(numbers)
+        self._put(lambda made: made.log_metrics(what, step, copied))
+
+    def log_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Rows that wait for a server are few at most: texts are longer than figures."""
+        if self._queue.qsize() < MOST_TABLES:
+            self._put(lambda made: made.log_rollouts(step, rows))
+
+    def _put(self, send: Callable[[SlowTracker], None]) -> None:
         if self._ended.is_set():
             return
         try:
-            self._queue.put_nowait((what, step, dict(numbers)))
+            self._queue.put_nowait(send)
         except queue.Full:
             self._left_out += 1
 
@@ -120,7 +134,7 @@ class TrackerThread:
         try:
             while (item := self._queue.get()) is not None:
                 self._called = time.monotonic()
-                made.log_metrics(*item)
+                item(made)
                 self._called = 0.0
             made.close()
         except BaseException as error:  # of its network, its disk, its server

@@ -14,7 +14,7 @@ import logging
 import re
 import secrets
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -27,6 +27,13 @@ from pipeline.observability.tracker_thread import SlowTracker, TrackerThread
 from pipeline.system.run_folder import RunFolder
 
 log = logging.getLogger("stage")
+_COLUMNS = {
+    name: name
+    for name in ("group", "prompt", "id", "reward", "fate", "why", "tokens", "prompt_text")
+} | {"response": "pieces", "answer": "answer"}
+"""Columns of a table of responses -> fields of `RolloutLine`."""
+_CELL = 10_000
+"""Characters of a text in a table."""
 _NOT_A_TAG = re.compile(r"[^A-Za-z0-9_./-]+")
 
 
@@ -38,6 +45,10 @@ class Tracker(Protocol):
         ...
 
     def log_status(self, now: RunStatus) -> None: ...
+
+    def log_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Some responses of a step, as in its file of `rollouts/`."""
+        ...
 
     def close(self) -> None: ...
 
@@ -54,6 +65,9 @@ class Trackers:
 
     def log_status(self, now: RunStatus) -> None:
         self._each(lambda tracker: tracker.log_status(now))
+
+    def log_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        self._each(lambda tracker: tracker.log_rollouts(step, rows))
 
     def close(self) -> None:
         self._each(lambda tracker: tracker.close())
@@ -154,6 +168,13 @@ def _remote(
         yield "metrics.trackio", lambda run, config: Trackio(section.trackio, run, config)
 
 
+def _cell(row: Mapping[str, Any], column: str) -> Any:
+    value = row[_COLUMNS[column]]
+    if column == "response":
+        value = "".join(text for text, _ in value)
+    return value[:_CELL] if isinstance(value, str) else value
+
+
 class TensorBoard:
     """Event files in the run's folder. They are written by a thread of tensorboardX, whose short
     queue is taken in no more once that thread has died, as of a disk that is full."""
@@ -168,6 +189,9 @@ class TensorBoard:
     def log_metrics(self, what: str, step: int, numbers: Mapping[str, float]) -> None:
         for name, value in numbers.items():
             self._board.add_scalar(_NOT_A_TAG.sub("_", f"{what}/{name}"), value, step)
+
+    def log_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Nothing: it has no tables of text."""
 
     def close(self) -> None:
         self._board.close()
@@ -214,6 +238,7 @@ class WeightsAndBiases:
                 f"metrics.wandb: {error}; log in with `wandb login`, or set WANDB_MODE=offline"
             ) from error
         self._run.define_metric("*", step_metric="step")
+        self._table: Any = wandb.Table
 
     @staticmethod
     def _id(run: RunFolder) -> str:
@@ -225,6 +250,10 @@ class WeightsAndBiases:
     def log_metrics(self, what: str, step: int, numbers: Mapping[str, float]) -> None:
         named = {f"{what}/{name}": value for name, value in numbers.items() if name != "step"}
         self._run.log({"step": step, **named})
+
+    def log_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        cells = [[_cell(row, name) for name in _COLUMNS] for row in rows]
+        self._run.log({"step": step, "rollouts": self._table(columns=[*_COLUMNS], data=cells)})
 
     def close(self) -> None:
         self._run.finish()
@@ -254,6 +283,9 @@ class Trackio:
     def log_metrics(self, what: str, step: int, numbers: Mapping[str, float]) -> None:
         named = {f"{what}/{name}": value for name, value in numbers.items() if name != "step"}
         self._trackio.log(named, step=step)
+
+    def log_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Nothing: it has no tables of text."""
 
     def close(self) -> None:
         self._trackio.finish()

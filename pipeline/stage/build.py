@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from msgspec import structs
+
 from pipeline.config import logprob_uses
 from pipeline.config.load import environment_options, plugin_class
 from pipeline.config.schema import Config, Plugin, StepConfig
@@ -198,6 +200,7 @@ def coordinator(
         held_out_tags=tuple(item.tag for item in held_out.data.items),
         eval_sets=held_out.sets,
     )
+    numbers = structs.replace(numbers, rollouts_every=config.rollouts.every)
     plugins = build_plugins(config)
     _check_group_reward(config, plugins)
     _check_variants(config, plugins)

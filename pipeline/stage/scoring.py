@@ -23,7 +23,7 @@ class RewardRequests:
 
     Args:
         data: the data set of each kind of group.
-        show: called with prompt, response and reward of every evaluation sample.
+        show: called with every evaluation sample, its reward and the reward's parts.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class RewardRequests:
         tokenizer: Tokenizer,
         data: dict[str, Dataset],
         answer: Callable[[RewardReady | RewardMissing | Halt], None],
-        show: Callable[[str, str, float], None],
+        show: Callable[[Sampled, float, dict[str, float]], None],
     ) -> None:
         self._pool, self._tokenizer, self._data = pool, tokenizer, data
         self._answer, self._show = answer, show
@@ -83,7 +83,7 @@ class RewardRequests:
             log.warning("trajectories %s: %s\n%s", asked, failure.why, failure.traceback)
         for number, (command, result) in enumerate(zip(commands, results, strict=True)):
             if command.kind == "eval" and isinstance(result, Scored):
-                self._show(samples[number].prompt, samples[number].response, result.value)
+                self._show(samples[number], result.value, result.parts)
             self._answer(_reward(command.trajectory, result))
         if failures and self._pool.stop_reason is not None:
             self._answer(Halt(error=self._pool.stop_reason))

@@ -24,7 +24,6 @@ from pipeline.config.trained import learner_ranks
 from pipeline.coordinator import events, snapshot
 from pipeline.coordinator.events import AnyCommand, AnyEvent, Halt, Tick
 from pipeline.coordinator.state import PluginFault
-from pipeline.observability.recorder import Records
 from pipeline.recording.frames import encode_value
 from pipeline.stage import translate
 from pipeline.stage.admission import Admission
@@ -37,6 +36,7 @@ from pipeline.stage.peer_failures import PeerMonitor
 from pipeline.stage.peers import Peers
 from pipeline.stage.published_weights import PublishedWeights
 from pipeline.stage.recorded_coordinator import RecordedCoordinator
+from pipeline.stage.run_records import RunRecords
 from pipeline.stage.scoring import RewardRequests
 from pipeline.stage.status_feed import StatusFeed
 from pipeline.wire.codec import decode_tokens, sender_of
@@ -86,14 +86,7 @@ class StageProcess:
         self._admission = Admission(
             parts, self._peers, self._outbox, self._peer_monitor.lose, tell_launcher
         )
-        self._records = Records(
-            parts.run,
-            parts.resumed_step,
-            self._config.metrics.trace_steps,
-            timed=self._config.metrics.timing and not self._config.debug.ordered,
-            reward_workers=pool.workers,
-            trackers=parts.trackers,
-        )
+        self._records = RunRecords(parts, pool.workers)
         self._arrivals = arrivals_of(self._config)
         self._recorded = RecordedCoordinator(parts, self._warn)
         self._handling = False
@@ -163,6 +156,7 @@ class StageProcess:
         self._training_s = training_s
         now, saved = self._arrivals.now(), encode_value(state)  # a restore takes it apart
         commands = snapshot.restore(self.coordinator, state, now)
+        self._records.forget_rollouts(self.coordinator.core)
         self._recorded.begin(saved, now, commands)
         self._arrivals.answered(commands)
         self._carry_out_all(commands)
@@ -307,6 +301,8 @@ class StageProcess:
                 self._saver.give_up(seconds)
             case events.Restart(peer=name, why=why):
                 self._peer_monitor.restart(name, why)
+            case events.KeepRollouts():
+                self._records.keep(command)
             case events.Report(what=what, fields=fields):
                 self._report(what, fields)
             case events.Shutdown(error=error):

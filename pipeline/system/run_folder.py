@@ -65,6 +65,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.tensorboard = self.path / "tensorboard"
         self.samples = self.path / "samples"
+        self.rollouts = self.path / "rollouts"
         self.logs = self.path / "logs"
         self.address = self.path / "address"  # directory of the sockets, for `--join`
         self.recordings = self.path / "recordings"  # with `debug.record`
@@ -77,7 +78,7 @@ class RunFolder:
 
         Raises: OSError, PermissionError if one is another user's, or a link."""
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for directory in (self.path, self.checkpoints, self.samples, self.logs):
+        for directory in (self.path, self.checkpoints, self.samples, self.rollouts, self.logs):
             make_private(directory)
         for directory in (
             self.path.parent,

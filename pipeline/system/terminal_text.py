@@ -24,6 +24,15 @@ def printable(text: str) -> str:
     return without_passwords(text).translate(_TABLE)
 
 
+def encodable(text: str) -> str:
+    """Spell out what UTF-8 cannot hold: halves of surrogate pairs, from a JSON file's escapes.
+
+    >>> encodable("\\ud800")
+    '\\\\ud800'
+    """
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def printable_values(value: Any) -> Any:
     """A decoded document with every text in it escaped, names of fields included.
 

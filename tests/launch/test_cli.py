@@ -9,10 +9,12 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from launch.cli import app
@@ -53,14 +55,43 @@ def test_help_loads_neither_torch_nor_anything_else_that_is_slow() -> None:
 def test_help_names_every_command() -> None:
     result = darts("--help")
     assert result.exit_code == 0
-    commands = """train eval export engine learner plugins top status explain profile report
-        simulate doctor bench data"""
-    for command in commands.split():
-        assert f"  {command} " in result.output
+    assert "Others:" not in result.output, "every command has a section"
+    for command in get_command(app).commands:  # type: ignore[attr-defined]
+        assert f"\n  {command} " in result.output
+    sections = ["Train:", "Before a run:", "While it runs:", "What it did:"]
+    places = [result.output.index(section) for section in sections]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize("arguments", [["-h"], ["train", "-h"], ["data", "check", "-h"]])
+def test_h_is_help_everywhere(arguments: list[str]) -> None:
+    result = darts(*arguments)
+    assert result.exit_code == 0
+    assert "Usage:" in result.output
+
+
+def test_version_is_that_of_the_package() -> None:
+    assert darts("--version").output == f"darts {version('darts-rl')}\n"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_a_script_that_asks_darts(shell: str) -> None:
+    script = darts("completion", shell).output
+    assert "_DARTS_COMPLETE=complete_" in script
+    assert darts("completion", "csh").exit_code == 2
+
+
+def test_darts_answers_a_shell_that_completes() -> None:
+    asked = {**os.environ, "_DARTS_COMPLETE": "complete_bash", "COMP_WORDS": "darts ex",
+             "COMP_CWORD": "1"}  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.cli"], env=asked, cwd=ROOT, capture_output=True, text=True
+    )
+    assert sorted(done.stdout.split()) == ["explain", "export"]
 
 
 def test_without_a_command_it_shows_help() -> None:
-    assert "Commands:" in darts().output
+    assert "Before a run:" in darts().output
 
 
 def test_dry_run_prints_what_would_run_and_starts_nothing(elsewhere: Path) -> None:
@@ -312,6 +343,20 @@ def test_config_schema_prints_the_schema_of_every_setting_and_option() -> None:
     assert json.loads(result.output)["properties"]["seed"]["maximum"] == 2**31 - 1
     assert result.output == (ROOT / "configs" / "schema.json").read_text()
     assert "darts config schema > schema.json" in darts("config", "schema", "--help").output
+
+
+def test_plugins_lists_one_kind_within_the_terminal_s_width(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = darts("plugins", "selector").output
+    assert shown.startswith("selector:")
+    assert "  first_m " in shown
+    assert "budget:" not in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    wrong = darts("plugins", "selectors")
+    assert wrong.exit_code == 2
+    assert "did you mean selector?" in wrong.output
 
 
 def test_plugins_lists_every_seam_with_options_and_their_defaults() -> None:

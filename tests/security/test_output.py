@@ -18,9 +18,10 @@ from launch.monitor.panel import History, render_panel
 from launch.monitor.terminal import TerminalView
 from launch.report.build import build_page
 from launch.report.read_run import read_run
-from launch.report.sections.samples import entries
+from launch.run_files.samples import read_samples
 from pipeline.observability.live_status import EngineStatus, PeerStatus, RunStatus, WaitStatus
 from pipeline.observability.recorder import Records
+from pipeline.plugins.views import Sampled
 from pipeline.stage.__main__ import PlainFormatter
 from pipeline.system.run_folder import RunFolder
 from pipeline.system.terminal_text import printable
@@ -61,9 +62,8 @@ def spoiled(folder: Path, text: str) -> Path:
     inside = json.dumps(text)[1:-1]
     for path in [*folder.glob("*.jsonl"), folder / "trace.json", *folder.glob("samples/*")]:
         found = path.read_text()
-        json_file = path.suffix != ".txt"
         for word in ("7 shortest and 1 longest", "engine e0", "scoring", "queued", "thinking, "):
-            found = found.replace(word, f"{word}{inside if json_file else text}")
+            found = found.replace(word, f"{word}{inside}")
         path.write_text(found)
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(f"no JSON {text}\n")
@@ -83,12 +83,16 @@ def test_a_response_cannot_add_a_sample_of_its_own_making(tmp_path: Path) -> Non
     run = RunFolder(tmp_path / "run")
     run.make_folders()
     records = Records(run)
-    records.sample("1+2=", "#9\n[1.0] 1+1=#2\n[None] x", 0.0)
+    forged = '#9\n{"prompt": "1+1=", "response": "#2", "reward": 1.0}\n'
+    records.sample(
+        Sampled(prompt="1+2=", response=forged, finish="stop", tokens=9, answer="3", columns={}),
+        0.0,
+        {},
+    )
     records.write("eval", {"step": 0})
     records.close()
-    [sample] = entries((run.samples / "step-000000.txt").read_text(), ["1+2=", "1+1="])
-    assert (sample.reward, sample.prompt) == ("0.0", "1+2=")
-    assert sample.response == "#9\n[1.0] 1+1=#2\n[None] x"
+    [sample] = read_samples(run.samples)[0]
+    assert (sample.reward, sample.prompt, sample.response) == (0.0, "1+2=", forged)
 
 
 def harmless(shown: str) -> bool:

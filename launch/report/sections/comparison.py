@@ -10,12 +10,13 @@ from launch.report.metrics import RunAverages, run_averages
 from launch.report.read_run import Run
 from launch.report.run_names import Line
 from launch.report.section import Section, html_table, number_text, seconds_text
+from launch.report.sections.curves import score_of
 
-_HEAD = ("run", "model", "settings that differ", "state", "steps", "seed", "accuracy before",
+_HEAD = ("run", "model", "settings that differ", "state", "steps", "seed", "{score} before",
          "after", "seconds in steps", "tokens sampled", "started", "revision")  # fmt: skip
 _METRICS: tuple[tuple[str, int, Callable[[Run, RunAverages], float | None]], ...] = (
     ("seconds a step", 2, lambda run, of: of.step_seconds),
-    ("accuracy", 3, lambda run, of: accuracy(run)[1]),
+    ("{score}", 3, lambda run, of: scores(run)[1]),
     ("sampled per trained", 2, lambda run, of: of.sampled_per_trained),
     ("tokens trained", 0, lambda run, of: of.tokens_trained),
     ("depth", 2, lambda run, of: of.depth),
@@ -28,11 +29,12 @@ def runs_section(lines: Sequence[Line]) -> Section:
     """Lists the runs, one in each row."""
     rows = [_about(line, run) for line in lines for run in line.runs]
     section = Section(id="runs", title="Runs", see="The runs and their state.")
-    return section.showing(html_table(_HEAD, rows, texts=4))
+    score = score_of([run for line in lines for run in line.runs])
+    return section.showing(html_table([h.format(score=score) for h in _HEAD], rows, texts=4))
 
 
 def _about(line: Line, run: Run) -> Sequence[Any]:
-    before, after = accuracy(run)
+    before, after = scores(run)
     wanted = run.settings.get("step", {}).get("count", "?")
     spent = run.result.get("train_seconds", sum(step.seconds for step in run.steps))
     tokens = run.result.get("tokens_reported_by_engines", _sampled(run))
@@ -63,9 +65,9 @@ def _state(run: Run) -> str:
     return f"stopped (Ctrl-C?) at step {done}; resume with darts train --resume"
 
 
-def accuracy(run: Run) -> tuple[float | None, float | None]:
-    """Returns the accuracy of the first and the last evaluation so far."""
-    return (run.curve[0].accuracy, run.curve[-1].accuracy) if run.curve else (None, None)
+def scores(run: Run) -> tuple[float | None, float | None]:
+    """Returns the mean reward of the first and the last evaluation so far."""
+    return (run.curve[0].mean_reward, run.curve[-1].mean_reward) if run.curve else (None, None)
 
 
 def _sampled(run: Run) -> int:
@@ -98,7 +100,8 @@ def comparison_section(lines: Sequence[Line]) -> Section:
         )
         for run, row in zip(runs, values, strict=True)
     ]
-    return _SECTION.showing(html_table(["run", *(name for name, _, _ in _METRICS)], rows))
+    names = [name.format(score=score_of(runs)) for name, _, _ in _METRICS]
+    return _SECTION.showing(html_table(["run", *names], rows))
 
 
 def _ratio(value: float | None, base: float | None, digits: int) -> str:

@@ -103,13 +103,18 @@ def test_samples_that_do_not_fit_are_named_by_file_and_line(
     assert says in result.output
 
 
+def kept(run: Path, prompt: str, response: str) -> None:
+    """Leaves a response of an evaluation in a run's folder."""
+    line = {"prompt": prompt, "response": response, "reward": 0.0, "finish": "stop", "tokens": 2}
+    (run / "samples").mkdir()
+    (run / "samples" / "step-000003.jsonl").write_text(json.dumps(line) + "\n")
+
+
 def test_the_samples_of_a_run_are_scored_with_the_answers_of_its_data(tmp_path: Path) -> None:
     from pipeline.tasks.chain_sums import generate
 
     [item, *_] = generate("held_out", 8)
-    (tmp_path / "samples").mkdir()
-    right = f"[0.0] {item['prompt']}#{item['answer']}\n"
-    (tmp_path / "samples" / "step-000003.txt").write_text(right)
+    kept(tmp_path, item["prompt"], f"#{item['answer']}")
     command = ["reward", "try", CONFIG, "--samples", str(tmp_path), "data.held_out=8", "--json"]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
@@ -120,8 +125,7 @@ def test_a_runs_reward_gets_messages_where_its_prompts_are(tmp_path: Path) -> No
     message = {"role": "user", "content": "1+2="}
     (tmp_path / "asked.jsonl").write_text(json.dumps({"prompt": [message], "answer": "3"}) + "\n")
     (tmp_path / "chat.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
-    (tmp_path / "samples").mkdir()
-    (tmp_path / "samples" / "step-000003.txt").write_text("[0.0] 1+2=#3\n")
+    kept(tmp_path, "1+2=", "#3")
     options = [
         "data.held_out=" + str(tmp_path / "asked.jsonl"),
         "data.chat_template=" + str(tmp_path / "chat.jinja"),

@@ -122,7 +122,7 @@ def test_a_group_that_has_not_ended_says_so(run: Path) -> None:
 
 def test_the_costliest_groups_come_first_with_tokens_trained_and_the_longest(run: Path) -> None:
     result = darts("explain", str(run), "--worst", "2")
-    assert "tokens not trained on" in result.stdout.splitlines()[0]
+    assert "tokens: not trained" in result.stdout.splitlines()[0]
     rows = [line.split()[:6] for line in result.stdout.splitlines()[1:]]
     assert rows == [
         ["2", "2", "102", "200", "0", "200"],

@@ -52,9 +52,28 @@ def test_counts_are_short(tokens: float, text: str) -> None:
 def test_a_step_is_one_line_with_its_number_from_one() -> None:
     text = shown({"step": STEP})
     assert text == (
-        "step   1/60  reward 0.50  tokens mean 30 p95 60 max 64  groups 16 (+4)  "
-        "sampled 12.3k trained 9000 aborted 1.20M  2.00 s  ETA 1:58\n"
+        "step   1/60  reward 0.50  tokens mean 30 p95 60 max 64  groups 16 (+4)  2.00 s  "
+        "ETA 1:58  sampled 12.3k trained 9000 aborted 1.20M\n"
     )
+
+
+def test_groups_with_equal_rewards_are_counted_in_the_step_s_line() -> None:
+    assert "groups 16 (+4)  5 with equal rewards  " in shown({"step": STEP | {"groups_equal": 5}})
+    assert "  all with equal rewards  " in shown({"step": STEP | {"groups_equal": 20}})
+
+
+@pytest.mark.parametrize("width", [50, 80, 200])
+def test_on_a_terminal_no_number_is_broken_at_the_edge(
+    monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(width))
+    step = STEP | {"groups_equal": 5, "paced": "h20-7b"}
+    lines = [line for line in shown({"step": step}, out=Terminal()).splitlines() if line.strip()]
+    assert max(map(len, lines)) <= width
+    assert len(lines) == {50: 5, 80: 3, 200: 1}[width]
+    whole = "  ".join(line.strip() for line in lines)
+    assert whole == shown({"step": step}).strip(), "no field is broken, and none is missing"
 
 
 def test_an_evaluation_is_one_line() -> None:
@@ -71,6 +90,8 @@ def test_an_evaluation_is_one_line() -> None:
         "evaluation at step 20: accuracy 0.938, tokens mean 21.5 p95 40 max 64, "
         "1024 samples in 3.2 s\n"
     )
+    graded = {**found, "reward": 0.71, "accuracy": 0.25}
+    assert shown({"eval": graded}).startswith("evaluation at step 20: reward 0.710, tokens mean")
     sets = {"aime": {"accuracy": 0.25, "pass@2": 0.5}, "empty": {"samples": 0}}
     more = shown({"eval": {**found, "pass@1": 0.9375, "greedy": 0.95, "sets": sets}})
     assert more.splitlines()[1:] == [
@@ -104,7 +125,10 @@ def test_what_it_does_not_know_is_not_shown() -> None:
     assert shown({"over": ""}, {"restart": "e0", "why": "stuck"}) == ""
 
 
+SCORES = ("reward_before", "reward_after", "accuracy_before", "accuracy_after")
 RESULT: dict[str, Any] = {
+    "reward_before": 0.5,
+    "reward_after": 0.96,
     "accuracy_before": 0.5,
     "accuracy_after": 0.96,
     "mean_tokens_before": 40.0,
@@ -135,7 +159,7 @@ def test_loads_of_weights_that_are_not_proved_are_told() -> None:
 
 
 def test_a_run_without_evaluation_has_a_table_too() -> None:
-    without = {**RESULT, **dict.fromkeys(("accuracy_before", "accuracy_after"), None)}
+    without = {**RESULT, **dict.fromkeys(SCORES, None)}
     text = result_table({**without, "tokens_reported_by_engines": 0, "tokens": {}}, 60)
     assert "accuracy" not in text
     assert "before" in text, "lengths are compared all the same"
@@ -143,12 +167,25 @@ def test_a_run_without_evaluation_has_a_table_too() -> None:
 
 def test_a_table_without_anything_to_compare_has_no_empty_header() -> None:
     metrics = (
-        f"{what}_{when}" for what in ("accuracy", "mean_tokens") for when in ("before", "after")
+        f"{what}_{when}"
+        for what in ("reward", "accuracy", "mean_tokens")
+        for when in ("before", "after")
     )
     text = result_table({**RESULT, **dict.fromkeys(metrics, None)}, 60)
     assert "before" not in text and "change" not in text
     assert text.startswith("60 of 60 steps")
 
 
+def test_mean_rewards_that_are_no_accuracy_are_called_reward() -> None:
+    text = result_table({**RESULT, "accuracy_after": 0.5}, 60)
+    assert "held-out reward" in text
+    assert "accuracy" not in text
+
+
+def test_the_table_says_how_many_groups_had_equal_rewards() -> None:
+    text = result_table({**RESULT, "groups": {"ended": 96, "equal": 45}}, 60)
+    assert "rewards: all equal in 45 of 96 groups" in text
+
+
 def test_an_accuracy_of_zero_before_is_no_division() -> None:
-    assert "0.000" in result_table({**RESULT, "accuracy_before": 0.0}, 60)
+    assert "0.000" in result_table({**RESULT, "accuracy_before": 0.0, "reward_before": 0.0}, 60)

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from pipeline.config.load import dump, load
+from pipeline.observability.rollout_files import RolloutFiles, RolloutLine
 from tests.launch.jobs.jobs import ROOT
 
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"
@@ -57,7 +58,8 @@ class Made(msgspec.Struct, kw_only=True):
     def write(self) -> Path:
         """Makes the folder; gives it back."""
         self.path.mkdir(parents=True)
-        (self.path / "samples").mkdir()
+        for name in ("samples", "rollouts"):
+            (self.path / name).mkdir()
         own = [f"seed={self.seed}", f"step.count={self.steps}", f"step.prompts={self.groups}"]
         own += ["learner.warmup_steps=0"]  # some of them are of few steps
         config = load(QUICKSTART, [*own, *self.settings])
@@ -118,14 +120,16 @@ class _Writer:
     def _evaluation(self, step: int) -> dict[str, Any]:
         learned = 1 - math.exp(-4 * step / self._made.steps)
         accuracy = 0.4 + 0.5 * learned + self._random.gauss(0, 0.01)
-        lines = [
-            f"[{float(self._random.random() < accuracy)}] {prompt}{'thinking, ' * 3}#{i}\n"
-            for i, prompt in enumerate(("1+7+6+9+7=", "2+6+8+2=", "1+9=", "4+6+1+3+8+5="))
-        ]
-        path = self._made.path / "samples" / f"step-{step:06d}.txt"
-        path.write_text("".join(lines))
-        return {"what": "eval", "step": step, "accuracy": accuracy, "tokens_mean": 40.0,
-                "tokens_p95": 110.0, "samples": 4}  # fmt: skip
+        path = self._made.path / "samples" / f"step-{step:06d}.jsonl"
+        with path.open("w") as file:
+            for i, prompt in enumerate(("1+7+6+9+7=", "2+6+8+2=", "1+9=", "4+6+1+3+8+5=")):
+                reward = float(self._random.random() < accuracy)
+                response = f"{'thinking, ' * 3}#{i}"
+                self._line(
+                    file, dict(prompt=prompt, response=response, reward=reward, answer=str(i))
+                )
+        return {"what": "eval", "step": step, "accuracy": accuracy, "reward": accuracy,
+                "tokens_mean": 40.0, "tokens_p95": 110.0, "samples": 4}  # fmt: skip
 
     def _responses(self, step: int) -> list[Response]:
         """Of one step: lengths with long tails, shorter as training goes on."""
@@ -181,6 +185,8 @@ class _Writer:
             self._trace(number, since, responses, late)
         for line in self._groups(number, responses):
             self._line(decisions, line)
+        lines = b"".join(msgspec.json.encode(_rollout(number, r)) + b"\n" for r in responses)
+        RolloutFiles(self._made.path / "rollouts", 1 << 30).append(number, lines)
         yield self._metrics(number, self._now - since, late.end - since, responses)
         if self._made.timing:
             spread = {
@@ -236,6 +242,8 @@ class _Writer:
             "tokens_trained": fates["trained"], "sampled_per_trained": sampled / fates["trained"],
             "depth": 2.5, "bubble_engine": 0.2, "bubble_learner": 0.7,
             "ledger": {"sampled": sum(self._ledger.values()), "open": 0, **self._ledger},
+            "learner": {"loss": -0.1, "entropy": 0.5, "clipped": 0.01, "grad_norm": 0.3,
+                        "lr": 1e-4, "mismatch": 2e-6},
             **({"audit": AUDIT} if number % 2 and self._made.audited else {}),
         }  # fmt: skip
 
@@ -263,6 +271,24 @@ class _Writer:
         span(100, 1, "forward and backward", late.end + 0.02, late.end + 0.12, group=late.group)
         span(100, 1, "optimizer, publish", late.end + 0.12, self._now, step=number)
         span(1, 1, f"step {number + 1}", since, self._now)
+
+
+def _rollout(step: int, of: Response) -> RolloutLine:
+    return RolloutLine(
+        step=step,
+        group=of.group,
+        prompt=of.prompt,
+        id=of.trajectory,
+        fate=_fate(of),
+        group_fate="trained",
+        state=of.state,
+        finish="stop" if of.state == "finished" else of.state,
+        reward=of.reward if of.state == "finished" else None,
+        tokens=of.tokens,
+        prompt_text=f"{of.prompt}+1=",
+        answer=str(of.prompt + 1),
+        pieces=((f"thinking, {of.trajectory} times;#{of.prompt + 1}", True),),
+    )
 
 
 def _fate(response: Response) -> str:

@@ -218,18 +218,18 @@ def test_a_chip_hides_a_line_in_every_plot(seen: Seen) -> None:
 
 
 def test_samples_are_filtered_by_text(seen: Seen) -> None:
-    rows = seen.page.locator("tr.sample:visible")
+    rows = seen.page.locator("#samples tr.sample:visible")
     assert rows.count() == 4  # of the run that is unfolded
-    seen.page.locator("#filter").fill("2+6+8")
+    seen.page.locator("#samples .filter").fill("2+6+8")
     assert rows.count() == 1
-    assert seen.page.locator("#left").inner_text() == "3 of 12 rows"
+    assert seen.page.locator("#samples .left").inner_text() == "3 of 12 rows"
 
 
 def test_paper_has_no_tools_no_hints_and_no_tooltip(seen: Seen) -> None:
     box = seen.gantt()
     seen.page.mouse.move(box["x"] + box["width"] * 0.3, box["y"] + box["height"] * 0.7)
     seen.page.locator(".bk-Tooltip").first.wait_for(state="visible")
-    things = ("#gantt .bk-Toolbar", "#gantt .use", "nav", "#filter", ".bk-Tooltip")
+    things = ("#gantt .bk-Toolbar", "#gantt .use", "nav", "#samples .filter", ".bk-Tooltip")
     assert all(seen.page.locator(thing).first.is_visible() for thing in things)
     seen.page.emulate_media(media="print")
     assert not any(seen.page.locator(thing).first.is_visible() for thing in things)

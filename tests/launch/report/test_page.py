@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 from typer.testing import CliRunner, Result
 
 from launch.cli import app
 from launch.report.build import build_page
 from launch.report.sections.latency import MEANINGS
+from launch.report.sections.rollouts import SHOWN
+from pipeline.observability.rollout_files import RolloutFiles, RolloutLine
 from pipeline.system.run_folder import RunFolder
 from tests.launch.jobs.jobs import ROOT
 from tests.launch.report.folders import Made
 
 MEGABYTE = 1e6
 SECTIONS = [
-    "runs", "curves", "lengths", "gantt", "seconds", "latency", "waste", "budgets", "bias",
-    "samples", "comparison",
+    "runs", "curves", "learner", "lengths", "gantt", "seconds", "latency", "waste", "budgets",
+    "bias", "rollouts", "samples", "comparison",
 ]  # fmt: skip
 
 
@@ -69,10 +73,13 @@ def test_a_section_without_data_names_what_would_bring_it(tmp_path: Path) -> Non
     path = Made(
         path=tmp_path / "a", steps=2, traced=0, timing=False, audited=False, finished=False
     ).write()
-    for sample in (path / "samples").iterdir():
-        sample.unlink()
+    for kept in (*(path / "samples").iterdir(), *(path / "rollouts").iterdir()):
+        kept.unlink()
     found = missing(build_page([path], print))
-    assert set(found) == {"gantt", "seconds", "latency", "bias", "samples", "comparison"}
+    assert set(found) == {
+        *("gantt", "seconds", "latency", "bias", "rollouts", "samples", "comparison")
+    }
+    assert "rollouts.every=1" in found["rollouts"]
     assert "audit.every=50" in found["bias"]
     assert "eval.every=20" in found["samples"]
 
@@ -166,10 +173,34 @@ def test_a_folder_that_is_no_run_exits_2_with_a_sentence(
 
 def test_texts_of_samples_are_shown_and_not_carried_out(tmp_path: Path) -> None:
     path = Made(path=tmp_path / "a", steps=1).write()
-    (path / "samples" / "step-000000.txt").write_text("[1.0] 1+9=<script>alert(1)</script>\n")
+    hostile = "<script>alert({})</script>"
+    sample = {"prompt": "1+9=", "response": hostile.format(1), "answer": "", "reward": 1.0}
+    (path / "samples" / "step-000000.jsonl").write_text(json.dumps(sample) + "\n")
+    line = RolloutLine(step=0, group=0, prompt=0, id=0, fate="trained", why=hostile.format(2),
+                       reward=-9.0, pieces=((hostile.format(3), True),))  # fmt: skip
+    RolloutFiles(path / "rollouts", 1 << 30).append(0, msgspec.json.encode(line) + b"\n")
     page = build_page([path], print)
-    assert "<script>alert(1)" not in page
-    assert "&lt;script&gt;alert(1)" in page
+    assert "<script>alert(" not in page
+    for number in (1, 2, 3):
+        assert f"&lt;script&gt;alert({number})" in page
+
+
+def test_the_report_shows_the_worst_and_the_best_responses_of_the_newest_step(
+    tmp_path: Path,
+) -> None:
+    page = build_page([Made(path=tmp_path / "a", steps=2).write()], print)
+    [section] = re.findall(r'<section id="rollouts">(.*?)</section>', page, re.DOTALL)
+    assert "lowest rewards at step 2" in section
+    assert "highest rewards at step 2" in section
+    assert section.count('<tr class="sample">') == 2 * SHOWN
+    assert "what became of it" in section
+
+
+def test_the_learner_s_figures_are_drawn_as_far_as_they_are_known(tmp_path: Path) -> None:
+    page = build_page([Made(path=tmp_path / "a", steps=2).write()], print)
+    for title in ("Entropy of the policy", "Gradient norm", "Learning rate", "Mismatch of learner"):
+        assert title in page
+    assert "Divergence from the reference" not in page
 
 
 def test_without_bokeh_the_command_names_the_extra(

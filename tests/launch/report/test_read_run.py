@@ -10,8 +10,8 @@ import pytest
 from launch.report.bands import band
 from launch.report.read_run import read_run
 from launch.report.run_names import run_lines
+from launch.report.sections.curves import score_of
 from launch.report.sections.length_distribution import medians
-from launch.report.sections.samples import Sample, entries
 from launch.report.sections.waste import tokens_by_fate
 from launch.run_files.records import StepLine
 from pipeline.system.run_folder import RunError
@@ -107,18 +107,19 @@ def test_tokens_of_a_step_are_what_the_accounts_grew_by() -> None:
     assert (found["trained"], found["aborted"], found["redundant"]) == (3, 2, 0)
 
 
-def test_samples_are_told_apart_from_their_prompts() -> None:
-    text = "[1.0] 1+2=#3\n[None] 1+2=3\nand more\n[0.0] 7+7=#1\n"
-    assert entries(text, ["1+2=", "1+"]) == [
-        Sample(reward="1.0", prompt="1+2=", response="#3"),
-        Sample(reward="None", prompt="1+2=", response="3\nand more"),
-        Sample(reward="0.0", prompt="", response="7+7=#1"),
-    ]
+def test_an_evaluation_of_other_rewards_than_0_and_1_has_no_accuracy(tmp_path: Path) -> None:
+    path = Made(path=tmp_path / "a", steps=1).write()
+    metrics = path / "metrics.jsonl"
+    whole = metrics.read_text().replace('"accuracy":', '"accuracy":0.0,"was":')
+    metrics.write_text(whole)
+    run = read_run(path, silent)
+    assert score_of([run]) == "reward"
+    assert [e.mean_reward > 0 for e in run.curve] == [True, True]
 
 
-def test_rewards_in_any_notation_begin_a_sample() -> None:
-    text = "[1e-05] 2+2=#4\n[1e+16] 3+3=#6\n[-1.5] 4+4=[0.5] is no reward here\n[None] 1+1=#2\n"
-    found = entries(text, ["1+1=", "2+2=", "3+3=", "4+4="])
-    assert [(s.reward, s.prompt) for s in found] == [
-        ("1e-05", "2+2="), ("1e+16", "3+3="), ("-1.5", "4+4="), ("None", "1+1="),
-    ]  # fmt: skip
+def test_samples_that_cannot_be_read_are_named_and_left_out(tmp_path: Path) -> None:
+    path = Made(path=tmp_path / "a", steps=1).write()
+    (path / "samples" / "step-000000.jsonl").write_text("no JSON\n")
+    said: list[str] = []
+    assert read_run(path, said.append).samples == {}
+    assert "step-000000.jsonl: not the samples of an evaluation" in said[0]

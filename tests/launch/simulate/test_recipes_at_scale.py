@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import msgspec
 import pytest
@@ -54,7 +55,7 @@ def test_what_counts_tokens_in_a_recipe_grows_with_the_limit():
     assert load(ROOT / "configs" / "quickstart.yaml").sampling.max_tokens == OF_LIMIT
     for name in builtin_names():
         path = FOLDER / f"{name}.yaml"
-        tree = plain(recipes.read_settings(path, name, []))
+        tree: Any = plain(recipes.read_settings(path, name, []))
         for kind in registry.PACKAGES:
             of_kind = tree.get(kind)
             if not isinstance(of_kind, dict):

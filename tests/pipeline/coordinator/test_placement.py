@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from pipeline.coordinator.events import EngineLost, Tick
@@ -11,7 +13,7 @@ from tests.pipeline.coordinator.bench import Bench, placed
 from tests.pipeline.coordinator.world import World, plugins_of, settings_of
 
 
-def longest_first(**changes: int) -> Bench:
+def longest_first(**changes: Any) -> Bench:
     """Three groups of two, of prompts 0 to 2; their prompts had 4, 20 and 12 tokens before."""
     bench = Bench(candidates=2, need=3, prompts=10, placement_order="longest", **changes)
     for prompt, tokens in enumerate((4, 20, 12)):

@@ -362,6 +362,7 @@ def test_each_set_has_its_own_samples_figures_and_greedy_ones() -> None:
     assert (found["accuracy"], found["pass@1"], found["greedy"]) == (1.0, 1.0, 0.0)
     aime = found["sets"]["aime"]
     assert (aime["accuracy"], aime["pass@1"], aime["pass@2"]) == (0.25, 0.25, 0.5)
+    assert aime["reward"] == aime["accuracy"], "every sampled reward is 0 or 1"
     assert (aime["greedy"], aime["samples"], found["other_version"]) == (0.75, 4, 0)
     assert bench.over is not None
 
@@ -378,11 +379,12 @@ def test_a_response_counts_as_correct_from_a_reward_on_and_missing_ones_do_not_c
             bench.reward(trajectory, value)
     [found] = evaluations(bench)
     assert found["sets"]["aime"]["pass@2"] == pytest.approx(2 / 3), "the second has one sample left"
-    assert (found["accuracy"], found["missing"]) == (0.45, 2), "the first set stands for the run"
+    assert (found["reward"], found["missing"]) == (0.45, 2), "the first set stands for the run"
+    assert found["accuracy"] == 0.5, "0.5 and 0.9 of four"
 
 
 def test_the_best_step_gets_a_checkpoint_after_the_one_that_is_being_written() -> None:
-    bench = Bench(steps=4, held_out=1, eval_every=1, eval_samples=1, eval_best="accuracy")
+    bench = Bench(steps=4, held_out=1, eval_every=1, eval_samples=1, eval_best="reward")
     bench.begin(slots=30)
     evaluate(bench, 1.0)  # nothing is trained yet: never the best
     cuts: list[int] = []

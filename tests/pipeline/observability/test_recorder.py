@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import resource
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from pipeline.coordinator.events import Generate, Report, Tick
 from pipeline.observability.jsonl_writer import JsonlWriter
 from pipeline.observability.live_status import RunStatus
 from pipeline.observability.recorder import SAMPLES_SHOWN, Records
+from pipeline.plugins.views import Sampled
 from pipeline.system.run_folder import RunFolder
 
 
@@ -30,6 +32,12 @@ def records(run: RunFolder) -> Iterator[Records]:
     records = Records(run)
     yield records
     records.close()
+
+
+def sampled(prompt: str, response: str) -> Sampled:
+    return Sampled(
+        prompt=prompt, response=response, finish="stop", tokens=2, answer="4\ud800", columns={}
+    )
 
 
 def lines(path: Path) -> list[dict[str, object]]:
@@ -106,17 +114,20 @@ def test_every_evaluation_keeps_a_response_to_each_of_the_same_prompts(
     prompts = [f"{number}+1=" for number in range(SAMPLES_SHOWN + 30)]
     for step, order in ((20, prompts), (40, prompts[::-1])):
         for prompt in (*order, *order):
-            records.sample(prompt, f"#{step}", 1.0)
+            records.sample(sampled(prompt, f"#{step}"), 1.0, {})
         records.write("eval", {"step": step, "accuracy": 1.0})
-    first, second = ((run.samples / f"step-0000{n}.txt").read_text() for n in (20, 40))
+    first, second = ((run.samples / f"step-0000{n}.jsonl").read_text() for n in (20, 40))
     assert len(first.splitlines()) == SAMPLES_SHOWN
     assert first.replace("#20", "#40") == second
 
 
-def test_samples_are_text_with_the_reward_in_front(run: RunFolder, records: Records) -> None:
-    records.sample("2+2=", "#5", 0.0)
+def test_samples_have_prompt_response_and_answer_apart(run: RunFolder, records: Records) -> None:
+    records.sample(sampled("2+2=", "#5\n#6"), 0.0, {"form": 1.0})
     records.write("eval", {"step": 40, "accuracy": 0.0})
-    assert (run.samples / "step-000040.txt").read_text() == "[0.0] 2+2=#5\n"
+    assert lines(run.samples / "step-000040.jsonl") == [
+        {"prompt": "2+2=", "response": "#5\n#6", "answer": "4\\ud800", "reward": 0.0,
+         "parts": {"form": 1.0}, "finish": "stop", "tokens": 2}
+    ]  # fmt: skip
 
 
 def test_the_result_appears_whole(run: RunFolder, records: Records) -> None:
@@ -134,6 +145,9 @@ class Failing:
         raise OSError("no space left on device")
 
     def log_status(self, now: RunStatus) -> None:
+        raise OSError("no space left on device")
+
+    def log_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         raise OSError("no space left on device")
 
     def close(self) -> None:
@@ -265,7 +279,7 @@ def test_a_file_that_cannot_be_opened_yet_gets_its_lines_later(run: RunFolder) -
 def test_samples_that_find_no_room_end_no_run(
     run: RunFolder, records: Records, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (run.samples / "step-000003.txt").symlink_to("/dev/full")
-    records.sample("1+1=", "2", 1.0)
+    (run.samples / "step-000003.jsonl").symlink_to("/dev/full")
+    records.sample(sampled("1+1=", "2"), 1.0, {})
     records.write("eval", {"step": 3, "accuracy": 0.5})
     assert "no samples of step 3: [Errno 28] No space left on device" in caplog.text

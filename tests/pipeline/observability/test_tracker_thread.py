@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,6 +38,9 @@ class Played:
     def log_metrics(self, what: str, step: int, numbers: Mapping[str, float]) -> None:
         self.wait("log")
         self.logged.append((what, step, numbers))
+
+    def log_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        self.logged.append(("rollouts", step, {"rows": len(rows)}))
 
     def close(self) -> None:
         self.wait("close")

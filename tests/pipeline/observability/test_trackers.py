@@ -23,6 +23,7 @@ from pipeline.coordinator.token_ledger import ACCOUNTS
 from pipeline.observability import timing, trackers
 from pipeline.observability.live_status import EngineStatus, PeerStatus, RunStatus, WaitStatus
 from pipeline.observability.recorder import Records
+from pipeline.observability.rollout_files import RolloutLine
 from pipeline.observability.spans import StepRecord
 from pipeline.system.run_folder import RunFolder
 
@@ -163,7 +164,7 @@ def test_prometheus_reads_the_newest_step_with_units_in_the_names(
     assert "among all candidates" in documentation(port)["darts_step_audit_advantage_shift"]
     assert "absolute" in documentation(port)["darts_step_audit_advantage_moved"]
     assert found["darts_eval_accuracy_ratio", ()] == 0.75
-    assert found["darts_eval_tag_accuracy_ratio", ("terms=2",)] == 0.5
+    assert found["darts_eval_tag_mean_reward", ("terms=2",)] == 0.5
     assert all(name.startswith("darts_") for name, _ in found)
 
 
@@ -258,6 +259,10 @@ class StandIn(ModuleType):
     def log(self, numbers: Mapping[str, Any]) -> None:
         self.logged.append(numbers)
 
+    @staticmethod
+    def Table(columns: list[str], data: list[list[Any]]) -> list[dict[str, Any]]:
+        return [dict(zip(columns, row, strict=True)) for row in data]
+
     def finish(self) -> None:
         self.finished += 1
 
@@ -287,6 +292,20 @@ def test_wandb_gets_the_runs_name_its_configuration_and_figures_over_steps(
     assert (logged["step"], logged["step/reward"], logged["step/learner/loss"]) == (3, 0.5, -0.1)
     assert "step/step" not in logged
     assert wandb.finished == 1
+
+
+def test_wandb_gets_responses_as_a_table(run: RunFolder, wandb: StandIn) -> None:
+    records = Records(run, trackers=trackers.start_trackers(config_of(wandb="sums"), run))
+    line = RolloutLine(step=3, group=7, prompt=1, id=30, fate="trained", reward=0.5, answer="5",
+                       prompt_text="2+3=", pieces=(("#", True), ("5" * 20_000, True)))  # fmt: skip
+    records.trackers.log_rollouts(3, [msgspec.structs.asdict(line)])
+    records.close()
+    [logged] = wandb.logged
+    [row] = logged["rollouts"]
+    assert logged["step"] == 3
+    assert (row["group"], row["id"], row["fate"], row["reward"]) == (7, 30, "trained", 0.5)
+    assert (row["prompt_text"], row["answer"], row["response"][:2]) == ("2+3=", "5", "#5")
+    assert len(row["response"]) == 10_000
 
 
 def test_wandb_goes_on_with_the_same_run_after_a_resume(run: RunFolder, wandb: StandIn) -> None:

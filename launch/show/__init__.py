@@ -1,0 +1,1 @@
+"""`darts show`: what a run's policy wrote, side by side."""
