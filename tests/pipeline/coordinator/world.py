@@ -36,6 +36,7 @@ from pipeline.coordinator.events import (
     GroupFailed,
     GroupTrained,
     Halt,
+    KeepRollouts,
     LearnerJoined,
     LoadWeights,
     OldLogprobs,
@@ -272,6 +273,8 @@ class World:
                 self.cuts.append(snapshot.take(self.coordinator))
                 self.pending_cut = command.step
                 self.at_cut = (Counter(self.trained), Counter(self.group_fates))
+            case KeepRollouts():
+                pass  # for people to read
             case Restart():
                 if command.peer in self.engines and command.peer not in self.away:
                     self.kill(command.peer, tell=False)
