@@ -128,6 +128,8 @@ def test_tensorboard_without_room_holds_nobody_up(
     Bound: no step waits; 5 s at the end (here 0.1 s).
     """
     monkeypatch.setattr(tracker_thread, "CONNECT_S", 30.0)
+    # At the end of the process it would wait for its thread that died; a stage does not ask it.
+    monkeypatch.setattr("tensorboardX.writer.atexit.register", lambda _: None)
     run = RunFolder(tmp_path / "run")
     run.make_folders()
     [board] = trackers.start_trackers(Config(model=str(tmp_path)), run)
@@ -136,8 +138,6 @@ def test_tensorboard_without_room_holds_nobody_up(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("tensorboardX.event_file_writer.EventsWriter.write_event", full)
-    # At the end of the process it would wait for its thread that died; a stage does not ask it.
-    monkeypatch.setattr("tensorboardX.writer.atexit.register", lambda _: None)
     every = Trackers([board])
     for step in range(50):
         every.log_metrics("step", step, {"reward": 0.5})
