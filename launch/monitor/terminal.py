@@ -47,7 +47,8 @@ class TerminalView:
             self._print(self._step(line["step"]))
         elif "eval" in line:
             self._history.add_line("eval", line["eval"])
-            self._print(evaluation_line(line["eval"]))
+            found = line["eval"]
+            self._print(self._fitted(*_evaluation(found), between=", ") + _below(found))
         elif "say" in line:
             self._print(f"  ! {line['say']}")
         elif "live" in line:
@@ -82,15 +83,6 @@ class TerminalView:
                 lines.append(f"    {field}")
         return "\n".join(lines)
 
-    def _evaluation(self, found: dict[str, Any]) -> str:
-        return self._fitted(
-            f"evaluation at step {found['step']}: {score_text(found)}",
-            f"tokens mean {found['tokens_mean']:.1f} p95 {found['tokens_p95']} "
-            f"max {found['tokens_max']}",
-            f"{found['samples']} samples in {found['seconds']:.1f} s",
-            between=", ",
-        ) + "".join(f"\n  {line}" for line in _further(found))
-
     def _status(self, now: RunStatus) -> None:
         self._now = now
         elapsed = clock(time.monotonic() - self._started)
@@ -119,13 +111,20 @@ class TerminalView:
             self._panel.stop()
 
 
-def evaluation_line(found: dict[str, Any]) -> str:
+def evaluation_line(found: Mapping[str, Any]) -> str:
     """Formats an evaluation, with further figures on lines of their own."""
-    return (
-        f"evaluation at step {found['step']}: accuracy {found['accuracy']:.3f}, tokens mean "
-        f"{found['tokens_mean']:.1f} p95 {found['tokens_p95']} max {found['tokens_max']}, "
-        f"{found['samples']} samples in {found['seconds']:.1f} s"
-    ) + "".join(f"\n  {line}" for line in _further(found))
+    return ", ".join(_evaluation(found)) + _below(found)
+
+
+def _evaluation(found: Mapping[str, Any]) -> Iterator[str]:
+    yield f"evaluation at step {found['step']}: {score_text(found)}"
+    lengths = f"p95 {found['tokens_p95']} max {found['tokens_max']}"
+    yield f"tokens mean {found['tokens_mean']:.1f} {lengths}"
+    yield f"{found['samples']} samples in {found['seconds']:.1f} s"
+
+
+def _below(found: Mapping[str, Any]) -> str:
+    return "".join(f"\n  {line}" for line in _further(found))
 
 
 def result_table(result: dict[str, Any], steps: int) -> str:
@@ -209,7 +208,7 @@ def _mechanisms(result: dict[str, Any]) -> Iterator[str]:
         yield f"weights: {unsure} of {loads} loads are not proved (docs/engines.md)"
 
 
-def _further(found: dict[str, Any]) -> Iterator[str]:
+def _further(found: Mapping[str, Any]) -> Iterator[str]:
     """Yields the optional metrics of an evaluation: pass@k, greedy, and sets by name."""
     own = [f"{key} {found[key]:.3f}" for key in found if key == "greedy" or "pass@" in key]
     if own:

@@ -1,6 +1,6 @@
 """`darts simulate`: runs in virtual time, and tables made from them."""
 
-from pipeline.config import shipped
+from pathlib import Path
 
-CONFIG = shipped.ROOT / "configs" / "simulate.yaml"
-"""Default configuration of a simulated run."""
+CONFIG = Path("configs") / "simulate.yaml"
+"""Default configuration of a simulated run, one of those that come with darts."""

@@ -28,7 +28,7 @@ _GOLDEN = 0.6180339887498949
 
 class ForecastState(msgspec.Struct, frozen=True):
     lengths: list[float] = []
-    prompts: dict[int, float] = {}
+    prompts: list[tuple[int, float]] = []  # those sampled last at the end
 
 
 def peak_tokens(requests: Iterable[tuple[float, float]]) -> float:
@@ -62,7 +62,7 @@ class LengthForecast:
         self._prompts = dict(state.prompts)
 
     def state(self) -> ForecastState:
-        return ForecastState(list(self._lengths.values), dict(self._prompts))
+        return ForecastState(list(self._lengths.values), list(self._prompts.items()))
 
     def ended(self, prompt: int, tokens: int) -> None:
         """A response of this training prompt has come to its end, or to its limit."""

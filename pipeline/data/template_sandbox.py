@@ -242,13 +242,13 @@ class _Counting(NodeTransformer):
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
-        node.nodes = [_ask("written", [one], node) for one in node.nodes]
+        node.nodes = [_ask("written", [one], one) for one in node.nodes]
         return _ask("counted", [node], node)
 
     def visit_Output(self, node: nodes.Output) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
         node.nodes = [
-            one if isinstance(one, nodes.TemplateData) else _ask("written", [one], node)
+            one if isinstance(one, nodes.TemplateData) else _ask("written", [one], one)
             for one in node.nodes
         ]
         return node

@@ -106,7 +106,7 @@ def test_a_broken_link_fails_the_build(tmp_path: Path):
 def test_texts_of_the_troubleshooting_page_are_still_said():
     source = "\n".join(
         _SPLIT.sub("", path.read_text())
-        for package in ("pipeline", "engines", "learner", "launch")
+        for package in ("darts", "pipeline", "engines", "learner", "launch")
         for path in sorted((ROOT / package).rglob("*.py"))
     )
     page = (DOCS / "troubleshooting.md").read_text()

@@ -127,7 +127,7 @@ def test_every_plot_draws_without_an_error_or_a_request(
 ) -> None:
     found = Seen(browser, page_file, width, scheme)
     shares = found.page.evaluate(INK)
-    assert len(shares) == 12
+    assert len(shares) == 17
     assert min(shares) > 0.01, shares
     assert found.page.evaluate("document.documentElement.scrollWidth") == width
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)

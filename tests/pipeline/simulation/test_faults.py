@@ -19,7 +19,7 @@ from pipeline.coordinator.scheduler import Scheduler
 from pipeline.coordinator.selection import Selection
 from pipeline.coordinator.token_ledger import TokenLedger
 from pipeline.coordinator.training_step import TrainingSteps
-from pipeline.plugins.budgets import uniform
+from pipeline.plugins.budgets import _top_up
 from pipeline.simulation.fault_plan import HANGS, What
 from pipeline.simulation.faults import Faulty
 from pipeline.simulation.fuzz import MODES, Mode, play, shrink, world
@@ -164,7 +164,7 @@ _rewarded = Selection.rewarded
             "too_many_skips",
             property(lambda self: True),
         ),  # gives up at the first empty step
-        (uniform, "fewest_finished", lambda groups, idle, options: [(g.id, 1) for g in groups[:1]]),
+        (_top_up, "fewest_finished", lambda groups, idle, options: [(g.id, 1) for g in groups[:1]]),
         (Trajectory, "own", property(lambda self: self.sampled)),  # shared tokens count twice
         (group_manager, "begin_as_fork", _bare),  # continues behind another prompt
         (GroupManager, "request_group_reward", lambda self, group: None),
