@@ -18,7 +18,6 @@ import msgspec
 from pipeline.config import other_names
 from pipeline.config.schema import Config
 from pipeline.config.setting_types import Section
-from pipeline.plugins import elsewhere, registry
 from pipeline.plugins.ranges import choices, did_you_mean, rule_of
 
 
@@ -109,11 +108,7 @@ def near_key(key: str, siblings: Collection[str], value: object = "") -> str:
     Args:
         value: what was written for it.
     """
-    kind = elsewhere.KINDS.get(key.rpartition(".")[2])
-    names = registry.plugin_names(kind) if kind else ()
-    if found := elsewhere.hint_of_key(key, value, names):
-        return found
-    if said := other_names.ours(key):
+    if said := other_names.ours(key, value):
         return f"; {said}"
     prefix, _, last = key.rpartition(".")
     every = list(documentation())

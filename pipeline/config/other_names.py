@@ -6,6 +6,9 @@ with the setting that does the same here.
 
 from __future__ import annotations
 
+from pipeline.plugins import registry
+from pipeline.plugins.elsewhere import hint_of_name
+
 _WHOLE = (
     "training samples from all tokens, as the learner's probabilities are of all: a token's "
     "probability within a cut-off set is another, and the ratio of new to old one would be wrong"
@@ -41,12 +44,15 @@ VERL: dict[str, str] = {
     "train_batch_size / ppo_mini_batch_size",
     "actor_rollout_ref.actor.ppo_epochs": "learner.epochs",
     "actor_rollout_ref.actor.ppo_max_token_len_per_gpu": "learner.tokens_per_micro_batch",
+    "actor_rollout_ref.actor.clip_ratio": "loss.dapo.clip_low and clip_high",
     "actor_rollout_ref.actor.clip_ratio_low": "loss.dapo.clip_low",
     "actor_rollout_ref.actor.clip_ratio_high": "loss.dapo.clip_high",
     "actor_rollout_ref.actor.use_kl_loss": "learner.reference=start, and loss.dapo.kl",
     "actor_rollout_ref.actor.kl_loss_coef": "loss.dapo.kl, with learner.reference=start",
     "actor_rollout_ref.actor.clip_ratio_c": "loss.dapo.dual_clip",
     "actor_rollout_ref.actor.entropy_coeff": "learner.entropy_bonus",
+    "actor_rollout_ref.actor.tis_imp_ratio_cap": "learner.importance_cap, with "
+    "learner.importance=truncate",
     "actor_rollout_ref.actor.loss_agg_mode": "learner.aggregate (token-mean: token, "
     "seq-mean-token-mean: sequence, seq-mean-token-sum-norm: constant)",
     "actor_rollout_ref.actor.policy_loss.loss_mode": "loss (vanilla: dapo, geo_mean: gmpo, "
@@ -55,6 +61,7 @@ VERL: dict[str, str] = {
     "actor_rollout_ref.model.enable_gradient_checkpointing": "learner.gradient_checkpointing",
     "algorithm.adv_estimator": "advantage",
     "algorithm.norm_adv_by_std_in_grpo": "advantage.grpo.divide_by_deviation",
+    "algorithm.filter_groups": "advantage.grpo.drop_equal",
     "algorithm.filter_groups.enable": "advantage.grpo.drop_equal",
     "reward_model.overlong_buffer.len": "advantage.grpo.overlong_tokens",
     "custom_reward_function.path": "reward.python.function=file.py:function",
@@ -92,6 +99,7 @@ TRL: dict[str, str] = {
     "learner.aggregate=constant, cispo and sapo as they are)",
     "importance_sampling_level": "loss=gspo for sequence",
     "entropy_coef": "learner.entropy_bonus",
+    "off_policy_mask_threshold": "learner.reject_drift",
     "reward_funcs": "reward.python.function",
     "reward_weights": "reward.python.weights",
     "vllm_importance_sampling_correction": "learner.importance=truncate",
@@ -128,17 +136,32 @@ TRL: dict[str, str] = {
 """Name of TRL's `GRPOConfig`, of its script or of transformers -> what does the same in darts."""
 
 _SHORT = ("beta", "epsilon")
+_PLUGINS = {
+    "loss_type": "loss",
+    "loss_mode": "loss",
+    "policy_loss": "loss",
+    "adv_estimator": "advantage",
+}
+"""Last part of a key of theirs whose value names a plug-in -> its kind."""
 
 
-def ours(key: str) -> str:
+def ours(key: str, value: object = "") -> str:
     """What a key is called here, for a message: `TRL's learning_rate is learner.lr here`; "".
 
     A key of verl may be given without what stands before it, one of TRL in any section.
 
+    Args:
+        value: what was written for it, where it names a plug-in.
+
     >>> ours("learner.learning_rate"), ours("rollout.n"), ours("group.sise")
     ("TRL's learning_rate is learner.lr here", "verl's rollout.n is group.size here", '')
+    >>> ours("algorithm.adv_estimator", "rloo")
+    'here it is advantage=rloo'
     """
     last = key.rpartition(".")[2]
+    if kind := _PLUGINS.get(last):
+        named = hint_of_name(kind, str(value), registry.plugin_names(kind))
+        return named.removeprefix("; ") or f"here it is {kind}"
     if last in _SHORT and key != last:  # `learner.beta` is a slip of another kind
         return ""
     for whole, name in VERL.items():
@@ -146,7 +169,11 @@ def ours(key: str) -> str:
             return _said("verl", key, name)
         if whole.startswith(f"{key}.") and key == key.partition(".")[0]:
             return f"a section of verl; its keys have other names here: {whole} is {name}"
-    return _said("TRL", last, TRL[last]) if last in TRL else ""
+    if last in TRL:
+        return _said("TRL", last, TRL[last])
+    of_verl = {whole.rpartition(".")[2]: name for whole, name in VERL.items()}
+    found = last in of_verl and _is_distinct(last)
+    return _said("verl", last, of_verl[last]) if found else ""
 
 
 def _is_distinct(key: str) -> bool:

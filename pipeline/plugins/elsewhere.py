@@ -1,7 +1,7 @@
-"""Names that verl, TRL and papers use -> the settings that are the same here.
+"""Names of plug-ins in verl, TRL and papers -> the settings that are the same here.
 
-One table for names of plug-ins and one for keys, read when a name or key is unknown, so that the
-error says what to write. Pure.
+Read when a name is unknown, so that the error says what to write; names of keys are in
+`pipeline.config.other_names`. Pure.
 """
 
 from __future__ import annotations
@@ -45,44 +45,6 @@ NAMES: dict[str, dict[str, str]] = {
 }
 """Kind -> name elsewhere -> overrides that are the same here."""
 
-KINDS = {
-    "loss_type": "loss",
-    "loss_mode": "loss",
-    "policy_loss": "loss",
-    "adv_estimator": "advantage",
-}
-"""Key elsewhere -> the kind of plug-in that its value names."""
-
-KEYS: dict[str, str] = {
-    "loss_agg_mode": "learner.aggregate",
-    "importance_sampling_level": "loss=gspo for sequence, loss=dapo for token",
-    "clip_ratio": "loss.dapo.clip_low and clip_high",
-    "clip_ratio_low": "loss.dapo.clip_low",
-    "clip_ratio_high": "loss.dapo.clip_high",
-    "clip_ratio_c": "loss.dapo.dual_clip",
-    "epsilon": "loss.dapo.clip_low",
-    "epsilon_high": "loss.dapo.clip_high",
-    "beta": "loss.dapo.kl, with learner.reference=start",
-    "kl_loss_coef": "loss.dapo.kl, with learner.reference=start",
-    "entropy_coeff": "learner.entropy_bonus",
-    "entropy_coef": "learner.entropy_bonus",
-    "tis_imp_ratio_cap": "learner.importance_cap, with learner.importance=truncate",
-    "norm_adv_by_std_in_grpo": "advantage.grpo.divide_by_deviation",
-    "scale_rewards": "advantage.grpo.divide_by_deviation",
-    "filter_groups": "advantage.grpo.drop_equal",
-    "off_policy_mask_threshold": "learner.reject_drift",
-}
-"""Key elsewhere, its last part -> the setting here."""
-
-_SHORT = ("beta", "epsilon")
-
-AGGREGATES = {
-    "token-mean": "token",
-    "seq-mean-token-mean": "sequence",
-    "seq-mean-token-sum-norm": "constant",
-}
-"""Value of verl's `loss_agg_mode` -> of `learner.aggregate`."""
-
 
 def hint_of_name(kind: str, name: str, known: Collection[str]) -> str:
     """Return the text `; here it is ...` for a plug-in's name elsewhere; "" if it is in no table.
@@ -95,28 +57,3 @@ def hint_of_name(kind: str, name: str, known: Collection[str]) -> str:
     plain = name.lower().replace("-", "_").replace("++", "_plus_plus")
     found = f"{kind}={plain}" if plain in known else NAMES.get(kind, {}).get(plain, "")
     return found and f"; here it is {found}"
-
-
-def hint_of_key(key: str, value: object, known: Collection[str] = ()) -> str:
-    """Return the text `; here it is ...` for a key elsewhere; "" if it is in no table.
-
-    Args:
-        key: with dots; its last part counts.
-        value: what was written for it.
-        known: names of the plug-ins that it may name.
-
-    >>> hint_of_key("algorithm.adv_estimator", "grpo", ["grpo"])
-    '; here it is advantage=grpo'
-    >>> hint_of_key("loss_agg_mode", "token-mean")
-    '; here it is learner.aggregate=token'
-    """
-    last = key.rpartition(".")[2]
-    if last in KINDS:
-        kind = KINDS[last]
-        text = str(value)
-        return hint_of_name(kind, text, known) or f"; here it is {kind}"
-    if last == "loss_agg_mode" and str(value) in AGGREGATES:
-        return f"; here it is learner.aggregate={AGGREGATES[str(value)]}"
-    if last in _SHORT and key != last:  # `learner.beta` is a slip of another kind
-        return ""
-    return f"; here it is {KEYS[last]}" if last in KEYS else ""
