@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import engines.backends.simulated
 import launch.launcher.processes
@@ -38,10 +39,10 @@ class HangingEngine(engines.backends.simulated.SimulatedEngine):
 
 
 class _Child(launch.launcher.processes.Child):
-    def __init__(self, name: str, command: list[str], log: Path, env: dict[str, str]) -> None:
+    def __init__(self, name: str, command: list[str], *others: Any) -> None:
         if command[0] == "engines.worker":
             command = ["tests.launch.jobs.hanging_engine", *command[1:]]
-        super().__init__(name, command, log, env)
+        super().__init__(name, command, *others)
 
 
 if __name__ == "__main__":

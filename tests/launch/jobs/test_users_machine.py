@@ -76,4 +76,4 @@ def test_a_run_trains_whatever_lies_in_the_folder_and_stands_in_the_environment(
     assert steps_done(here / "run") >= 2, said
     [line] = [line for line in said.splitlines() if "darts train --resume" in line]
     assert shlex.split(line)[-1] == str(here / "run")
-    assert list((here / "run" / "samples").glob("step-*.txt"))
+    assert list((here / "run" / "samples").glob("step-*.jsonl"))
