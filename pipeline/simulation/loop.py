@@ -14,6 +14,8 @@ from pipeline.coordinator.events import (
     AbortLegs,
     AnyCommand,
     AnyEvent,
+    CallEnvironment,
+    CancelEnvironmentCall,
     CancelReward,
     Checkpoint,
     Checkpointed,
@@ -24,6 +26,7 @@ from pipeline.coordinator.events import (
     ForgetGroup,
     Generate,
     GroupTrained,
+    KeepRollouts,
     LearnerJoined,
     LoadWeights,
     Published,
@@ -215,7 +218,9 @@ class Simulation:
                 self._report(command)
             case Shutdown():
                 self.over = command
-            case _:
+            case KeepRollouts():
+                pass  # modelled responses have no text to read
+            case CallEnvironment() | CancelEnvironmentCall():
                 raise AssertionError(f"{command}: responses are modelled as one turn")
 
     def _report(self, command: Report) -> None:
