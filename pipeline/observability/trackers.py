@@ -238,7 +238,7 @@ class WeightsAndBiases:
                 f"metrics.wandb: {error}; log in with `wandb login`, or set WANDB_MODE=offline"
             ) from error
         self._run.define_metric("*", step_metric="step")
-        self._table: Any = wandb.Table
+        self._wandb = wandb
 
     @staticmethod
     def _id(run: RunFolder) -> str:
@@ -253,7 +253,9 @@ class WeightsAndBiases:
 
     def log_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         cells = [[_cell(row, name) for name in _COLUMNS] for row in rows]
-        self._run.log({"step": step, "rollouts": self._table(columns=[*_COLUMNS], data=cells)})
+        self._run.log(
+            {"step": step, "rollouts": self._wandb.Table(columns=[*_COLUMNS], data=cells)}
+        )
 
     def close(self) -> None:
         self._run.finish()
