@@ -14,8 +14,6 @@ from pipeline.coordinator.events import (
     AbortLegs,
     AnyCommand,
     AnyEvent,
-    CallEnvironment,
-    CancelEnvironmentCall,
     CancelReward,
     Checkpoint,
     Checkpointed,
@@ -58,9 +56,7 @@ class StandsStill(Exception):
 class Observer(Protocol):
     """Sees what the coordinator sees and says."""
 
-    def record_event(
-        self, now: float, event: AnyEvent, commands: Sequence[AnyCommand]
-    ) -> object: ...
+    def record_event(self, now: float, event: AnyEvent, commands: Sequence[AnyCommand]) -> Any: ...
 
 
 class Learns(Protocol):
@@ -220,7 +216,7 @@ class Simulation:
                 self.over = command
             case KeepRollouts():
                 pass  # modelled responses have no text to read
-            case CallEnvironment() | CancelEnvironmentCall():
+            case _:
                 raise AssertionError(f"{command}: responses are modelled as one turn")
 
     def _report(self, command: Report) -> None:
