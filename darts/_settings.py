@@ -55,7 +55,10 @@ def _text(value: Any) -> str:
 def _path_as_text(value: object) -> str:
     if isinstance(value, Path):
         return str(value)
-    raise TypeError(f"{value!r} is no setting: expected numbers, text, lists and dicts")
+    raise TypeError(
+        f"{value!r} is no setting: expected numbers, text, lists and dicts; functions are "
+        "reward=, on_step= and on_eval="
+    )
 
 
 def _quoted(value: Any) -> str:

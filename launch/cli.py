@@ -101,6 +101,7 @@ def train_command(
     """Train a model on this machine.
 
     darts train configs/quickstart.yaml step.prompts=32 seed=1
+
     darts train --resume runs/quickstart step.count=120
     """
     from launch.monitor.bounded_output import bounded_output
@@ -126,7 +127,8 @@ def _train(
         settings = [str(config)] if config is not None and "=" in str(config) else []
         if out is not None or (config is not None and not settings) or dry_run or stage_only:
             what = "other settings as key=value (docs/run-folder.md: which may change)"
-            exit_with_error(f"--resume takes the run's folder, and {what}; nothing else", 2)
+            own = f": leave out {config}, the run has its own" if config and not settings else ""
+            exit_with_error(f"--resume takes the run's folder, and {what}; nothing else{own}", 2)
         raise typer.Exit(resume_run(resume, [*settings, *(overrides or [])]))
     if config is None:
         exit_with_error("a configuration is missing: darts train configs/quickstart.yaml", 2)
@@ -161,8 +163,8 @@ def eval_command(
 
     with bounded_output():
         loaded = load_config(config, [*(overrides or []), "step.count=0"])
-        if not loaded.eval.every:
-            exit_with_error("eval.every is 0: nothing would be evaluated", 2)
+        if not loaded.eval.every:  # of training alone
+            loaded = load_config(config, [*(overrides or []), "step.count=0", "eval.every=1"])
         _check(loaded)
         path = out or Path("runs") / f"{config.stem}-eval"
         raise typer.Exit(start_run(loaded, path, out is None))

@@ -146,7 +146,8 @@ def test_shipped_configurations_recipes_and_models_are_found_from_an_empty_direc
         "from pipeline.config import load, recipes\n"
         "from launch.simulate import CONFIG\n"
         "config = load.load(Path('configs/quickstart.yaml'), ['recipe=dars'])\n"
-        "print(config.model); print(len(recipes.builtin_recipes())); print(CONFIG.is_file())"
+        "print(config.model); print(len(recipes.builtin_recipes())); "
+        "print(load.load(CONFIG).step.count > 0)"
     )
     model, count, simulated = from_the_wheel(site, code, tmp_path).split()
     assert model == f"{site}/darts/shipped/models/chain-sums"

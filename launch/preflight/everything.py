@@ -62,6 +62,7 @@ def check_everything(config: Config, *, ask: bool = False) -> list[str]:
             raise PreflightError("\n".join(problems))
     told = [*findings.warnings_of(config, tokenizer, train, held_out.data)]
     told += findings.overlap_of(train, held_out.data)
+    simulated = config.engine.kind == "simulated"
     skipped = [f"skipped: {line}" for line in (*train.skipped, *held_out.data.skipped)]
     return [
         *without_effect(config),
@@ -71,6 +72,7 @@ def check_everything(config: Config, *, ask: bool = False) -> list[str]:
         f"model: {hub.pinned(config.model)} ({tokenizer.vocabulary} tokens)",
         f"weights: {weights_line(config)}",
         *(f"tokens: {fact}" for fact in findings.facts_of(tokenizer, config.sampling.stop)),
+        *(["engine: simulated: tokens are random, and nothing is learned"] * simulated),
         f"training: {train.summary_line()}",
         f"held out: {held_out.data.summary_line()}",
         *([f"reward: {tried.line}", f"not looked at: {UNSEEN}"] if ask else []),

@@ -31,6 +31,7 @@ FORMS = (
     "{}",
     r"\boxed{{{}}}",
     "#### {}",
+    "#{}",
     "<answer>{}</answer>",
     "<think>\nSo.\n</think>\n<answer>{}</answer>",
     "<think>\nSo.\n</think>\n\n\\boxed{{{}}}",
@@ -132,7 +133,8 @@ def _told(config: Config, items: Sequence[Item], calls: _Calls) -> Tried:
     if value < config.eval.correct:
         warnings.append(
             f"reward.{name}: the gold answer itself earned {value:g} at most, written in "
-            f"{len(FORMS)} ways, and eval.correct is {config.eval.correct:g}"
+            f"{len(FORMS)} ways, and eval.correct is {config.eval.correct:g}; all is well if yours "
+            "wants it in another"
         )
     return Tried(f"{line}: the gold answer, written as {text!r:.60}, earned {value:g}",
                  tuple(warnings))  # fmt: skip

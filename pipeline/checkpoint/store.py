@@ -301,7 +301,8 @@ def peek_newest(checkpoints: Path) -> Path:
 def _none(checkpoints: Path, complaints: list[str]) -> CheckpointError:
     aside = sorted(p.name for p in checkpoints.glob(f"{_CORRUPT}*"))
     lines = [f"{checkpoints}: no complete checkpoint", *complaints]
-    return CheckpointError("\n".join(lines + [f"set aside: {', '.join(aside)}"] * bool(aside)))
+    lines += [f"set aside: {', '.join(aside)}"] if aside else []
+    return CheckpointError("\n".join([*lines, "without one, start the run anew"]))
 
 
 def _free(path: Path) -> Path:

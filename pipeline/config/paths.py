@@ -39,11 +39,9 @@ def resolved(
     if model:
         model = finder.model("model", model, "no such directory", weights=weights)
     if model and not (Path(model) / "config.json").is_file():
-        problem(
-            "model",
-            f"{model} holds no config.json: not a Hugging Face model; name a "
-            "directory of save_pretrained",
-        )
+        is_run = (Path(model) / "config.yaml").is_file()
+        cure = f"darts export {model} DIR writes one" if is_run else "name one of save_pretrained"
+        problem("model", f"{model} holds no config.json: not a Hugging Face directory; {cure}")
     changed: dict[str, Any] = {}
     train, held_out = config.data.train, config.data.held_out
     if isinstance(train, str):

@@ -153,6 +153,7 @@ class Coordinator:
             everyone = len(self.run.learners) == self.core.settings.ranks
             if not (everyone and self.scheduler.serving()):
                 return
+            self._start_the_clock()
             self._next()
         if self.run.phase is RunPhase.EVALUATING and self.evaluations.done:
             if self.evaluations.last_step != self.core.step:
@@ -176,6 +177,12 @@ class Coordinator:
         if self.run.phase is RunPhase.TRAINING and self.steps.may_top_up:
             self.steps.planner.top_up()
             self.scheduler.place()
+
+    def _start_the_clock(self) -> None:
+        """Leave the start of engines and learner out of the time of a step that was open before."""
+        if self.run.restored is not None:
+            self.core.stats.since += self.core.now - self.run.restored
+            self.run.restored = None
 
     def _next(self) -> None:
         """Begin what follows a publish: an evaluation if one is due, a step, or the end."""

@@ -40,6 +40,9 @@ class RunState:
         self.checkpoint_since: float | None = None  # when the one being written was asked for
         self.checkpoint_s = 0.0  # that the last one took
         self.started = 0.0  # first tick
+        self.restored: float | None = (
+            None  # when a saved state was taken back, until all have joined
+        )
         self.progressed = 0.0  # last time that a step, a group or a token moved
         self.reward_answered = 0.0  # last time that any reward came
         self.owing: dict[int, float] = {}  # rank -> since when it owes an answer

@@ -159,6 +159,7 @@ def restore(coordinator: Coordinator, snapshot: Snapshot, now: float) -> list[An
     group_manager.issued = snapshot.issued
     group_manager.ended_trained, group_manager.ended_dropped = snapshot.trained, snapshot.dropped
     core.stats = msgspec.structs.replace(snapshot.stats, since=now - snapshot.stats.since)
+    coordinator.run.restored = now
     steps.restore(snapshot.open_step)
     coordinator.evaluations.last_step = snapshot.last_evaluation
     coordinator.evaluations.history = snapshot.evaluations

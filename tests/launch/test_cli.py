@@ -20,6 +20,7 @@ from typer.testing import CliRunner, Result
 from launch.cli import app
 from launch.commands.train import create_run, identify
 from pipeline.config.load import load
+from pipeline.config.schema import Config
 from pipeline.system.run_folder import RunError, RunFolder
 from tests.paths import ROOT
 
@@ -317,10 +318,17 @@ def test_trackers_that_cannot_be_had_are_named_before_anything_starts(elsewhere:
     assert list(elsewhere.iterdir()) == []
 
 
-def test_eval_without_evaluations_says_so() -> None:
+def test_eval_evaluates_also_where_training_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Config] = []
+
+    def start(config: Config, *_: object) -> int:
+        started.append(config)
+        return 0
+
+    monkeypatch.setattr("launch.commands.train.start_run", start)
     result = darts("eval", QUICKSTART, "eval.every=0")
-    assert result.exit_code == 2
-    assert "eval.every is 0" in result.output
+    assert result.exit_code == 0, result.output
+    assert [(config.step.count, config.eval.every) for config in started] == [(0, 1)]
 
 
 @pytest.mark.parametrize("part", [["engine", "--name", "e9"], ["learner"]])

@@ -74,6 +74,7 @@ def test_a_killed_engine_loses_no_trajectory_the_books_balance_and_the_model_exp
     assert 0 <= metrics["accuracy_before"] <= 1
 
 
+@pytest.mark.long
 @pytest.mark.fault("Ctrl-C with vLLM", part="people", by="process")
 def test_ctrl_c_ends_vllm_too_within_ten_seconds(tmp_path: Path) -> None:
     """Promise: status 130, a checkpoint, and neither process nor shared memory left.

@@ -42,7 +42,7 @@ def test_a_run_whose_output_goes_to_a_full_disk_is_done(tmp_path: Path) -> None:
 
 @pytest.mark.fault("Ctrl-C while nobody reads a run's output, or its reader has left",
                    part="people", by="process")  # fmt: skip
-@pytest.mark.parametrize("reader_stays", [True, False])
+@pytest.mark.parametrize("reader_stays", [pytest.param(True, marks=pytest.mark.long), False])
 def test_ctrl_c_is_heard_whoever_reads(tmp_path: Path, reader_stays: bool) -> None:
     """Promise: a checkpoint and status 130, as with a reader. Bound: `timeouts.stop_s` (10 s)
     and 2 s for what is still to be shown.

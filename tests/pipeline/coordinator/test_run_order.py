@@ -206,6 +206,21 @@ def test_rewards_that_come_before_a_resumed_learner_make_no_group_stale() -> Non
     assert [t.group for t in only(commands, TrainGroup)] == [0]
 
 
+def test_the_start_of_a_resumed_run_is_no_part_of_its_open_steps_time() -> None:
+    bench = Bench(need=2)
+    bench.begin(slots=20)
+    bench.now += 3.0
+    bench.train_one(0)
+    halted(bench)
+    saved = snapshot.take(bench.coordinator)
+    worked_s = bench.core.now - bench.core.stats.since
+    again = Bench(need=2)
+    snapshot.restore(again.coordinator, saved, 0.0)
+    again.now = 60.0  # a minute of imports
+    again.begin(slots=20)
+    assert again.core.now - again.core.stats.since == pytest.approx(worked_s, abs=0.1)
+
+
 def test_taken_groups_of_a_cut_are_trained_again_after_it() -> None:
     bench = Bench(need=2)
     bench.begin(slots=20)

@@ -194,8 +194,8 @@ TEMPLATES = [
 TOKENIZERS = [
     Bad("no model", "override model=nowhere: model", "found 'nowhere'", "no such directory",
         "mend the path", overrides=("model=nowhere",)),
-    Bad("no config.json", "c.yaml:1: model", "holds no config.json", "not a Hugging Face model",
-        "name a directory of save_pretrained", make=removed("config.json")),
+    Bad("no config.json", "c.yaml:1: model", "holds no config.json", "not a Hugging Face directory",
+        "name one of save_pretrained", make=removed("config.json")),
     Bad("no tokenizer.json", "model/tokenizer.json", "no such file", "prompts need it",
         "save_pretrained(...)", make=removed("tokenizer.json")),
     Bad("half a tokenizer", "model/tokenizer.json", "not a tokenizer",
