@@ -125,10 +125,10 @@ class TrackerThread:
                 f"{self._key}: {type(error).__name__}: {error!s:.500}; or run without it"
             )  # fmt: skip
             self._refusal = refusal
-            self._ended.set()
-            self._connected.set()
             if self._late:
                 self._tell("is left out: " + str(refusal).removeprefix(f"{self._key}: "))
+            self._ended.set()
+            self._connected.set()  # last: who has waited for it finds the news
             return
         self._connected.set()
         try:
