@@ -6,13 +6,14 @@ machine, another namespace, a process that has left already) is nobody known.
 
 from __future__ import annotations
 
-import grp
 import os
 import pwd
 import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
+
+from pipeline.system.private_dirs import look_up_group
 
 _LISTS = {socket.AF_INET: Path("/proc/net/tcp"), socket.AF_INET6: Path("/proc/net/tcp6")}
 
@@ -58,7 +59,7 @@ def _is_member(user: int, group: str) -> bool:
         return False
     try:
         entry = pwd.getpwuid(user)
-        number = int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid
+        number = look_up_group(group)
     except (KeyError, ValueError):
         return False
     return number in os.getgrouplist(entry.pw_name, entry.pw_gid)

@@ -42,11 +42,16 @@ def umask_of(group: str) -> int:
     return _GROUP_UMASK if group else UMASK
 
 
+def look_up_group(group: str) -> int:
+    """Return the number of a group by its name or number. Raises KeyError or ValueError."""
+    return int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid
+
+
 def group_number(group: str) -> int:
     """Return the number of a group by its name or number. Raises PermissionError if there is none
     or this user is not in it: the system would not let it give files to that group."""
     try:
-        number = int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid
+        number = look_up_group(group)
     except (KeyError, ValueError):
         raise PermissionError(f"{group}: no group of this machine; `groups` lists yours") from None
     if os.geteuid() != 0 and number not in {os.getegid(), *os.getgroups()}:

@@ -23,6 +23,14 @@ from pipeline.system.run_folder import RunFolder
 from tests.launch.jobs.jobs import ROOT
 
 
+def put_away(launcher: local.Launcher) -> None:
+    """Closes and removes what a launcher has made that did not run."""
+    launcher._ours.close()
+    launcher._theirs.close()
+    shutil.rmtree(launcher.weights)
+    shutil.rmtree(launcher.sockets)
+
+
 def test_weights_go_below_the_run_when_memory_is_short(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -71,10 +79,7 @@ def test_who_leaves_with_the_runs_own_reason_is_no_reason_for_it(tmp_path: Path)
     launcher._report_dead_child()
     assert [line for line in view.lines if "say" in line] == []
     assert engine.next_start == 0.0
-    launcher._ours.close()
-    pipe.close()
-    shutil.rmtree(launcher.weights)
-    shutil.rmtree(launcher.sockets)
+    put_away(launcher)
 
 
 class Failing:
@@ -97,10 +102,7 @@ def test_an_engine_that_cannot_be_started_now_is_tried_again(tmp_path: Path) -> 
     launcher._start_again(child, 5.0)  # pyright: ignore[reportArgumentType]
     assert child.next_start == 15.0
     assert "e0 cannot be started: [Errno 11] Resource" in view.lines[0]["say"]
-    launcher._ours.close()
-    launcher._theirs.close()
-    shutil.rmtree(launcher.weights)
-    shutil.rmtree(launcher.sockets)
+    put_away(launcher)
 
 
 class Heard:
@@ -157,10 +159,7 @@ def test_a_stage_that_stops_speaking_is_told_of_with_where_to_look(tmp_path: Pat
     launcher._deadline = time.monotonic() + 3.0
     launcher._serve()
     end_all([stage], 0.0)
-    launcher._ours.close()
-    pipe.close()
-    shutil.rmtree(launcher.weights)
-    shutil.rmtree(launcher.sockets)
+    put_away(launcher)
     told = [line["say"] for line in view.lines if "say" in line]
     assert told[0].startswith("the stage has been silent for 1 s; see ")
     assert told[0].endswith("stage.log")
@@ -179,10 +178,7 @@ def test_sockets_of_vllm_lie_where_the_run_removes_them(
         assert place == str(launcher.sockets)
         assert "VLLM_RPC_BASE_PATH" not in launcher.children["l0"].environment
     finally:
-        shutil.rmtree(launcher.weights)
-        shutil.rmtree(launcher.sockets)
-        launcher._ours.close()
-        launcher._theirs.close()
+        put_away(launcher)
     assert engine_environment(Path("/" + "x" * 71)) == {}, "too long for a socket below it"
 
 
@@ -208,10 +204,7 @@ def test_a_checkpoint_that_is_being_written_is_waited_for(tmp_path: Path, writin
     launcher._serve()
     over.join()
     end_all([stage], 0.0)
-    launcher._ours.close()
-    pipe.close()
-    shutil.rmtree(launcher.weights)
-    shutil.rmtree(launcher.sockets)
+    put_away(launcher)
     told = [line["say"] for line in view.lines if "say" in line]
     assert (launcher.error == "") == writing
     assert any("is still being written" in text for text in told) == writing
@@ -239,10 +232,7 @@ def test_a_third_interrupt_kills_who_has_not_left_yet(tmp_path: Path) -> None:
         assert stage.exit_text() == "killed by SIGKILL"
     finally:
         end_all([stage], 0.0)
-        shutil.rmtree(launcher.weights)
-        shutil.rmtree(launcher.sockets)
-        launcher._ours.close()
-        launcher._theirs.close()
+        put_away(launcher)
 
 
 def test_ports_of_a_job_are_none_that_a_connection_is_given() -> None:
