@@ -108,6 +108,8 @@ class DisturbedRun:
         self.reader: subprocess.Popen[bytes] | None = None  # of its output, as `| tee log`
         self._begun = 0.0
         self._pids: set[int] = set()  # of all processes of all lives
+        # Whoever makes a run may have children of its own, which are none of ours to kill.
+        self._others = set(psutil.Process().children())
         self.expected = ""  # words that it has to show before it trains again
 
     def __enter__(self) -> DisturbedRun:
@@ -248,10 +250,7 @@ class DisturbedRun:
         """Returns all processes that it has started and that live, also those whose parent is
         gone; the launcher first, if it lives."""
         found: dict[int, psutil.Process] = {}
-        mine = {os.getpid()} | ({self.reader.pid} if self.reader is not None else set[int]())
-        for process in psutil.Process().children(recursive=True):
-            if process.pid in mine:
-                continue
+        for process in self._descendants():
             with contextlib.suppress(psutil.Error, ChildProcessError):
                 if process.status() != psutil.STATUS_ZOMBIE:
                     found[process.pid] = process
@@ -259,6 +258,15 @@ class DisturbedRun:
                     os.waitpid(process.pid, os.WNOHANG)  # adopted
         self._pids |= found.keys()
         return list(found.values())
+
+    def _descendants(self) -> Iterator[psutil.Process]:
+        """Yields the processes that it has started, and the adopted ones, with their children."""
+        reader = self.reader.pid if self.reader is not None else 0
+        for child in psutil.Process().children():
+            if child not in self._others and child.pid != reader:
+                yield child
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    yield from child.children(recursive=True)
 
     @property
     def _launcher_pid(self) -> int:

@@ -200,6 +200,8 @@ class Killer:
             if not self._killed(job, run, begun):
                 assert job.wait() == 0, job.text
                 return False
+        if (run / "result.json").exists():  # killed on its way out
+            return False
         if self.kills[-1].kept >= 0:
             return True
         # nothing to go on with is said so, never taken for a new beginning

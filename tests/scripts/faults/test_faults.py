@@ -60,8 +60,12 @@ def test_an_end_that_its_kind_does_not_allow_is_a_problem_and_keeps_the_folder(
     tmp_path: Path,
 ) -> None:
     fault = Injection(3, "SIGSTOP and SIGCONT to the stage", "training", 0, 0.0)
-    with Chain(tmp_path, ["engine.kind=simulated", "group.size=0"], None) as chain:
-        [outcome] = chain.carry_out([fault])
+    settings = ["engine.kind=simulated", "group.size=0"]
+    with subprocess.Popen(["sleep", "60"]) as bystander:
+        with Chain(tmp_path, settings, None) as chain:
+            [outcome] = chain.carry_out([fault])
+        assert bystander.poll() is None, "a process that is none of the run's was killed"
+        bystander.kill()
     assert "status 2, expected one of [0]:" in outcome.problems[0]
     assert "group.size" in outcome.problems[0]
     assert outcome.problems[-1] == f"its folder is kept: {tmp_path / 'run-1'}"
