@@ -14,6 +14,7 @@ responses are short guesses.
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 from random import Random
 from typing import Literal, TypedDict
 
@@ -35,6 +36,9 @@ class Item(TypedDict):
     prompt: str  # "7+9+2="
     answer: str  # "18": what has to follow the last `#`
     terms: int  # how many numbers are added; the depth of the prompt
+    solution: str  # "7+9=16;16+2=18;": what leads to the answer, without it
+    hint_1: str  # "7+9=16;": the beginning of the solution, its first statement
+    hint_2: str  # its first two, if it has as many
 
 
 # Share of traces with 2 and with 6 terms, linear in between. Chosen by measurement: after
@@ -90,7 +94,16 @@ def item(split: Split, index: int, seed: int = 0) -> Item:
 
 def sum_item(terms: Sequence[int]) -> Item:
     """Make the item that asks for the sum of these."""
-    return Item(prompt=prompt_of(terms), answer=str(sum(terms)), terms=len(terms))
+    sums = list(accumulate(terms))
+    steps = [f"{a}+{b}={c};" for a, b, c in zip(sums, terms[1:], sums[1:], strict=False)]
+    return Item(
+        prompt=prompt_of(terms),
+        answer=str(sums[-1]),
+        terms=len(terms),
+        solution="".join(steps),
+        hint_1=steps[0],
+        hint_2="".join(steps[:2]),
+    )
 
 
 def generate(split: Split, count: int = 100_000, seed: int = 0) -> list[Item]:

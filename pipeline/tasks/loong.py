@@ -12,7 +12,7 @@ question is about these.
 from collections.abc import Sequence
 from random import Random
 
-from pipeline.tasks.chain_sums import TERM_HIGH, TERM_LOW, Item, Split, is_held_out
+from pipeline.tasks.chain_sums import TERM_HIGH, TERM_LOW, Item, Split, is_held_out, sum_item
 
 PROMPTS = 1024
 HOPS = (1, 4)
@@ -63,8 +63,9 @@ def item(split: Split, rng: Random, hops: int, length: int) -> Item:
         links += more
         size += sum(len(link) + 1 for link in more)
     rng.shuffle(links)
-    prompt = f"{','.join(links)},?{keys[0]}="
-    return Item(prompt=prompt, answer=str(sum(terms)), terms=hops)
+    found = sum_item(terms)
+    found["prompt"], found["terms"] = f"{','.join(links)},?{keys[0]}=", hops
+    return found
 
 
 def _sum(rng: Random) -> list[int]:

@@ -5,7 +5,7 @@ from types import ModuleType
 
 import pytest
 
-from pipeline.tasks import chain_sums, deep_sums, long_sums, mixed_sums
+from pipeline.tasks import chain_sums, deep_sums, long_sums, loong, mixed_sums
 
 TASKS = [deep_sums, long_sums, mixed_sums]
 
@@ -25,6 +25,18 @@ def test_training_is_gone_over_in_epochs_and_held_out_is_not_cut(task: ModuleTyp
     assert task.generate("train", 20_000) == task.generate("train")
     assert len(task.generate("train")) == task.PROMPTS
     assert len(task.generate("held_out", 2 * task.PROMPTS)) == 2 * task.PROMPTS
+
+
+@pytest.mark.parametrize("task", [*TASKS, loong])
+def test_a_solution_leads_to_the_answer_and_hints_are_its_beginning(task: ModuleType):
+    for item in task.generate("train", 100):
+        statements = item["solution"].removesuffix(";").split(";")
+        for statement in statements:
+            question, value = statement.split("=")
+            assert sum(map(int, question.split("+"))) == int(value)
+        assert statements[-1].endswith(f"={item['answer']}")
+        assert item["hint_1"] == f"{statements[0]};"
+        assert item["hint_2"] == "".join(f"{one};" for one in statements[:2])
 
 
 def test_deep_sums_are_deeper_than_what_the_warm_start_has_seen():

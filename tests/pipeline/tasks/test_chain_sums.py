@@ -34,7 +34,14 @@ def test_splits_share_no_prompt_whatever_the_seeds():
 
 
 def test_same_split_index_and_seed_give_the_same_item_for_ever():
-    assert chain_sums.item("train", 0) == {"prompt": "7+3+8+2+6=", "answer": "26", "terms": 5}
+    assert chain_sums.item("train", 0) == {
+        "prompt": "7+3+8+2+6=",
+        "answer": "26",
+        "terms": 5,
+        "solution": "7+3=10;10+8=18;18+2=20;20+6=26;",
+        "hint_1": "7+3=10;",
+        "hint_2": "7+3=10;10+8=18;",
+    }
     assert chain_sums.item("train", 7, seed=3) == chain_sums.generate("train", 8, seed=3)[7]
     assert chain_sums.generate("train", 50, seed=0) != chain_sums.generate("train", 50, seed=1)
 
