@@ -28,6 +28,7 @@ from pipeline.data.files import DataError
 from pipeline.system.durable_files import write_file
 from pipeline.system.micro_batch_limit import read_limit
 from pipeline.system.run_folder import RunError, RunFolder
+from pipeline.system.temp_dirs import remove_orphans
 from pipeline.system.terminal_text import without_passwords
 from pipeline.system.untrusted_files import UnreadableFile, read_json
 
@@ -90,6 +91,7 @@ def open_run(path: Path, overrides: Sequence[str] = ()) -> Resumed:
 
 def resume_run(path: Path, overrides: Sequence[str] = ()) -> int:
     """Continues a run from its newest whole checkpoint. Returns the exit status."""
+    remove_orphans()  # of a killed run, also where nothing is there to resume
     try:
         found = open_run(path, overrides)
     except RESUME_ERRORS as error:

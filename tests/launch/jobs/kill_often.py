@@ -208,6 +208,7 @@ class Killer:
         if (run / "config.yaml").exists():
             with Job(["train", "--resume", str(run)], log.with_suffix(".refused")) as job:
                 assert job.wait() == 5, job.text
+            assert not [path for path in self.left if path.exists()]
         return False
 
     def _killed(self, job: Job, run: Path, begun: float) -> bool:
