@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from scripts.bench.program import options_parser, write_json
@@ -82,13 +82,33 @@ def main() -> int:
         signal.signal(number, signal.default_int_handler)
     folder = options.folder or Path(tempfile.mkdtemp(prefix="faults-"))
     folder.mkdir(parents=True, exist_ok=True)
+    outcomes: list[Outcome] = []
+    interrupted = False
+    try:
+        for one in disturb(options, folder):
+            outcomes.append(one)
+            print(f"[{len(outcomes)}/{options.count}] {one}", flush=True)
+            for line in one.problems:
+                print(f"    {line}", flush=True)
+    except KeyboardInterrupt:
+        interrupted = True  # no process is left by then
+        print("interrupted; so far:")
+    print("\n".join(outcomes_table(outcomes)))
+    write_json(options.out, [_row(one) for one in outcomes])
+    failed = any(one.problems for one in outcomes)
+    if not failed and options.folder is None:
+        shutil.rmtree(folder)
+    return 130 if interrupted else int(failed)
+
+
+def disturb(options: argparse.Namespace, folder: Path) -> Iterator[Outcome]:
+    """Yields what became of each fault, `--together` of them in one run below `folder`."""
     library = failing_writes(folder)
     if library is None:
         print("there is no C compiler: writes do not fail here", file=sys.stderr)
     kinds = [name for name, kind in KINDS.items() if library or not kind.preloads]
     kinds = [options.only] if options.only else kinds
     settings = [f"engine.kind={options.engine}", "engine.count=2", *options.overrides]
-    outcomes: list[Outcome] = []
     seeds = range(options.seed, options.seed + options.count)
     for first in range(0, len(seeds), options.together):
         several = seeds[first : first + options.together]
@@ -96,21 +116,12 @@ def main() -> int:
         place.mkdir()
         with Chain(place, settings, library, options.patience) as chain:
             for one in chain.carry_out(Injection.drawn(seed, kinds) for seed in several):
-                outcomes.append(one)
-                print(f"[{len(outcomes)}/{len(seeds)}] {one}", flush=True)
-                for problem in one.problems:
-                    print(f"    {problem}")
                 if one.problems:
-                    print(f"    alone: {again([one.injection.seed], options)}")
-                    print(f"    as here: {again(several, options)}", flush=True)
+                    one.problems.append(f"alone: {again([one.injection.seed], options)}")
+                    one.problems.append(f"as here: {again(several, options)}")
+                yield one
         if not any(place.iterdir()):
             place.rmdir()
-    print("\n".join(outcomes_table(outcomes)))
-    write_json(options.out, [_row(one) for one in outcomes])
-    failed = any(one.problems for one in outcomes)
-    if not failed and options.folder is None:
-        shutil.rmtree(folder)
-    return int(failed)
 
 
 def _row(one: Outcome) -> dict[str, object]:
