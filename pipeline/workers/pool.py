@@ -302,7 +302,20 @@ class WorkerPool:
         return RewardFailed(f"its worker sent an unexpected {type(answer).__name__}")
 
     async def _start_one(self) -> WorkerProcess:
-        """Start a worker and let it build the plug-in. Raises RewardFailed."""
+        """Start a worker and let it build the plug-in; once more if it dies, as of a kernel that is
+        short of memory. Raises RewardFailed."""
+        try:
+            try:
+                return await self._build()
+            except Died:
+                return await self._build()
+        except Died as error:  # its own fault
+            raise RewardFailed(
+                f"{self._who}: its worker died twice while building it ({error})"
+            ) from error
+
+    async def _build(self) -> WorkerProcess:
+        """Start a worker and let it build the plug-in. Raises Died, RewardFailed."""
         section = self._section
         limits = ResourceLimits(
             memory_gib=section.memory_gib,
@@ -322,10 +335,6 @@ class WorkerPool:
                 )
         except TimeoutError as error:
             raise RewardFailed(f"{self._who} was not built within {WARM_UP_S:g} s") from error
-        except Died as error:
-            raise RewardFailed(
-                f"{self._who}: its worker died while building it ({error})"
-            ) from error
         if isinstance(answer, Failure):
             self._discard(worker)
             raise RewardFailed(f"{self._who}: {answer.why}", answer.traceback)
@@ -368,10 +377,15 @@ class RewardPool(WorkerPool):
 
         For use between `start_workers` and the first `score_sample`.
         """
-        worker = self._idle[0]
         try:
+            frame = frame_message(make_check(samples))
             async with asyncio.timeout(WARM_UP_S):
-                answer = await worker.ask_worker(frame_message(make_check(samples)))
+                try:
+                    answer = await self._idle[0].ask_worker(frame)
+                except Died:  # once more, as when it is built
+                    self._discard(self._idle.pop(0))
+                    self._idle.insert(0, await self._start_one())
+                    answer = await self._idle[0].ask_worker(frame)
         except (TimeoutError, Died, TypeError) as error:  # also a column that JSON cannot hold
             self._discard(self._idle.pop(0))
             why = str(error) or f"took longer than {WARM_UP_S:g} s"

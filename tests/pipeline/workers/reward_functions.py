@@ -9,6 +9,7 @@ import subprocess
 import time
 from typing import Any
 
+from pipeline.plugins.interfaces import RewardOptions
 from pipeline.plugins.views import Sampled
 
 
@@ -18,6 +19,28 @@ class UnpicklableError(Exception):
     def __init__(self, first: str, second: str) -> None:
         super().__init__(first)
         self.second = second
+
+
+class DyingOptions(RewardOptions, frozen=True, kw_only=True):
+    marks: str
+    """A file with a mark for each worker that was started."""
+    times: int
+    """Number of workers that die before they have built it."""
+
+
+class DiesWhileItIsBuilt:
+    """A reward whose first workers are killed, as by a kernel that is short of memory."""
+
+    Options = DyingOptions
+
+    def __init__(self, options: DyingOptions) -> None:
+        with open(options.marks, "a") as file:
+            file.write("x")
+        if os.path.getsize(options.marks) <= options.times:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def score(self, sample: Sampled) -> float:
+        return 1.0
 
 
 def by_response(sample: Sampled) -> Any:

@@ -81,6 +81,24 @@ async def test_bad_rewards_fail_alone_and_the_pool_goes_on(tmp_path: Path):
         assert "its worker died twice: " in pool.stop_reason
 
 
+@pytest.mark.fault("a reward's worker is killed while it is built", part="rewards", by="process")
+async def test_a_worker_that_is_killed_while_it_is_built_is_started_once_more(tmp_path: Path):
+    """Promise: a second one is built and serves; the second death is taken for the reward's own
+    fault, and ends the start.
+    Bound: that of building it, twice.
+    """
+    name = "tests.pipeline.workers.reward_functions:DiesWhileItIsBuilt"
+
+    def dying(times: int) -> RewardPool:
+        options = {"marks": str(tmp_path / f"marks-{times}"), "times": times}
+        return RewardPool(Plugin(name=name, options=options), WorkersConfig(count=1))
+
+    async with dying(1) as pool:
+        assert (await pool.score_sample(sample_of("fine"))).value == 1.0
+    with pytest.raises(RewardFailed, match=r"its worker died twice while building it .*SIGKILL"):
+        await dying(2).__aenter__()
+
+
 @pytest.mark.fault("a reward hangs", part="rewards", by="process")
 async def test_a_hanging_call_is_killed_at_its_limit_with_what_it_started(tmp_path: Path):
     """Promise: its worker and the child that it started are killed, and the next call is served.
