@@ -378,6 +378,10 @@ def main() -> None:
         app(prog_name="darts")
     except OSError as error:  # of a disk or a device, which no traceback explains
         exit_at_once(error)
+    finally:
+        # The status is decided: one more signal, while Python takes itself down, changes nothing.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
 
 
 if __name__ == "__main__":

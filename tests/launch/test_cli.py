@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -391,3 +392,20 @@ def test_sigterm_ends_a_command_as_ctrl_c_does_before_a_run_takes_it() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+@pytest.mark.fault("SIGTERM once more, when all is done", part="people", by="process")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_on_the_way_out_changes_no_status(number: signal.Signals) -> None:
+    """Promise: the status is the one that was decided, and nothing is printed. Bound: at once."""
+    code = (
+        "import atexit, os, sys\n"
+        "from launch import cli\n"
+        f"atexit.register(os.kill, os.getpid(), {number:d})\n"
+        "sys.argv = ['darts', 'train', 'not-there.yaml']\n"
+        "cli.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert "not-there.yaml" in done.stderr
+    assert "KeyboardInterrupt" not in done.stderr
