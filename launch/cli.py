@@ -365,8 +365,12 @@ def doctor_command(
 
 
 def main() -> None:
+    from pipeline.system.descriptors import occupy_standard_streams
     from pipeline.system.python_path import user_folder_last
+    from pipeline.system.utf8_mode import use_utf8
 
+    use_utf8()
+    occupy_standard_streams()
     user_folder_last()
     # Until a run takes both itself, SIGTERM ends a command as Ctrl-C does: status 130.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

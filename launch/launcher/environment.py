@@ -25,6 +25,7 @@ LEFT_OUT: dict[str, str] = {
     ),
     "OMP_NUM_THREADS": "torchrun sets 1; learner.threads and engine.cpu_cores say how many",
     "PYTHONOPTIMIZE": "it takes docstrings and asserts away, which torch and others need",
+    "PYTHONIOENCODING": "of the terminal; what a part prints goes into a log, which is UTF-8",
     "PYTHONSTARTUP": "a file of a person's interactive Python",
 }
 """Name -> why a part of a run does not get it."""

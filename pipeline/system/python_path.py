@@ -20,3 +20,15 @@ def user_folder_last() -> None:
     with contextlib.suppress(OSError):  # it was removed
         if (here := os.getcwd()) not in sys.path and "" not in sys.path:
             sys.path.append(here)
+
+
+def is_users_own(name: str, origin: str) -> bool:
+    """Return True if a module's file lies in the current folder, and was found there because
+    nothing that is installed has its name."""
+    try:
+        here = os.getcwd()
+    except OSError:
+        return False
+    if here not in sys.path or sys.path.index(here) < len(sys.path) - 1:
+        return False  # PYTHONPATH names it: it is meant
+    return origin in (os.path.join(here, f"{name}.py"), os.path.join(here, name, "__init__.py"))

@@ -409,3 +409,50 @@ def test_a_signal_on_the_way_out_changes_no_status(number: signal.Signals) -> No
     assert done.returncode == 2, done.stderr
     assert "not-there.yaml" in done.stderr
     assert "KeyboardInterrupt" not in done.stderr
+
+
+STARTED = """
+import os, sys
+from launch import cli
+if len(sys.argv) > 1:
+    for number in range(3):
+        os.close(number)
+    del sys.argv[1:]
+def reading(*_):
+    ours, theirs = os.pipe()
+    with open(os.environ["SEEN"], "w") as seen:
+        print(min(ours, theirs), sys.flags.utf8_mode, os.environ.get("PYTHONIOENCODING"), file=seen)
+    raise SystemExit(0)
+cli.load_config = reading
+sys.argv += ["train", "mine.yaml"]
+cli.main()
+"""
+
+
+@pytest.mark.fault("a command is started with its standard streams closed", part="people",
+                   by="process")  # fmt: skip
+def test_nothing_of_a_run_gets_the_number_of_a_closed_standard_stream(tmp_path: Path) -> None:
+    """Promise: no socket or file of the run gets the number of one, in which libraries would print.
+    Bound: before anything is opened.
+    """
+    seen = tmp_path / "seen"
+    words = [sys.executable, "-P", "-c", STARTED, "closed"]
+    subprocess.run(words, cwd=ROOT, env={**os.environ, "SEEN": str(seen), "PYTHONPATH": str(ROOT)},
+                   check=True)  # fmt: skip
+    assert int(seen.read_text().split()[0]) > 2
+
+
+@pytest.mark.fault("a locale that is not UTF-8", part="people", by="process")
+def test_in_another_locale_names_and_text_are_utf_8_and_the_terminal_stays_as_it_is(
+    tmp_path: Path,
+) -> None:
+    """Promise: names of files and what is read and written are UTF-8, as elsewhere; the terminal
+    gets its own encoding. Bound: before anything is read.
+    """
+    seen = tmp_path / "seen"
+    environment = {
+        **os.environ, "SEEN": str(seen), "PYTHONPATH": str(ROOT), "LC_ALL": "C",
+        "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0",
+    }  # fmt: skip
+    subprocess.run([sys.executable, "-P", "-c", STARTED], cwd=ROOT, env=environment, check=True)
+    assert seen.read_text().split()[1:] == ["1", "ascii:backslashreplace"]
