@@ -68,7 +68,7 @@ def _check(config: Any, ask: bool = False) -> list[str]:
 
     try:
         return [printable(line) for line in check_everything(config, ask=ask)]
-    except PreflightError as error:
+    except (PreflightError, OSError) as error:  # OSError: of a disk, or of a process's start
         exit_with_error(error, 2)
 
 

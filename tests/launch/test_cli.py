@@ -19,7 +19,7 @@ from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from launch.cli import app
-from launch.commands.train import create_run, identify
+from launch.commands.train import create_run, identify, start_run
 from pipeline.config.load import load
 from pipeline.config.schema import Config
 from pipeline.system.run_folder import RunError, RunFolder
@@ -302,6 +302,18 @@ def test_a_start_that_found_no_room_blocks_no_other(
     identify(again, config)
     again.release_lock()
     assert load(again.config) == config
+
+
+def test_a_start_that_found_no_room_is_told_with_the_status_of_one_that_was_refused(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(run: RunFolder, _: Config) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(run.about))
+
+    monkeypatch.setattr("launch.commands.train.identify", full)
+    assert start_run(load(Path(QUICKSTART), []), elsewhere / "r", fresh=False) == 2
+    assert str(elsewhere / "r" / "about.json") in capsys.readouterr().err
+    create_run(elsewhere / "r", fresh=False).release_lock()  # it holds nobody up
 
 
 @pytest.mark.fault("the port for Prometheus is taken", part="configuration", by="socket")
