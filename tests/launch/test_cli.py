@@ -454,6 +454,27 @@ def test_nothing_of_a_run_gets_the_number_of_a_closed_standard_stream(tmp_path: 
     assert int(seen.read_text().split()[0]) > 2
 
 
+@pytest.mark.fault("PYTHONPATH leads to packages named as those of darts", part="people",
+                   by="process")  # fmt: skip
+def test_a_project_with_packages_of_our_names_is_not_taken_for_darts(elsewhere: Path) -> None:
+    """Promise: the command uses its own, and so does all that it starts. Bound: at its start."""
+    for name in ("pipeline", "engines"):
+        (elsewhere / name).mkdir()
+        (elsewhere / name / "__init__.py").write_text("raise RuntimeError('of the project')")
+    (elsewhere / "learner.py").write_text("raise RuntimeError('of the project')")
+    code = (
+        "import subprocess, sys\n"
+        "from launch import cli\n"
+        "words = [sys.executable, '-P', '-c', 'import pipeline, engines, learner']\n"
+        "sys.exit(subprocess.run(words).returncode)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{elsewhere}{os.pathsep}{ROOT}"}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.fault("a locale that is not UTF-8", part="people", by="process")
 def test_in_another_locale_names_and_text_are_utf_8_and_the_terminal_stays_as_it_is(
     tmp_path: Path,
