@@ -371,7 +371,8 @@ def main() -> None:
 
     use_utf8()
     occupy_standard_streams()
-    user_folder_last()
+    if not user_folder_last():
+        exit_at_once("the current folder was removed, or cannot be read; go to another one", 2)
     # Until a run takes both itself, SIGTERM ends a command as Ctrl-C does: status 130.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     for stream in (sys.stdout, sys.stderr):  # a terminal without a character shows its number

@@ -7,7 +7,6 @@ first place, and each puts it at the end, for plug-ins and rewards by `module:na
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 
@@ -15,11 +14,16 @@ SAFE = "-P"
 """Option of Python for every process that a run starts."""
 
 
-def user_folder_last() -> None:
-    """Append the current folder to the places where modules are looked for, if it is none yet."""
-    with contextlib.suppress(OSError):  # it was removed
-        if (here := os.getcwd()) not in sys.path and "" not in sys.path:
-            sys.path.append(here)
+def user_folder_last() -> bool:
+    """Append the current folder to the places where modules are looked for, if it is none yet.
+    Returns False if there is none any more."""
+    try:
+        here = os.getcwd()
+    except OSError:
+        return False
+    if here not in sys.path and "" not in sys.path:
+        sys.path.append(here)
+    return True
 
 
 def is_users_own(name: str, origin: str) -> bool:

@@ -475,6 +475,19 @@ def test_a_project_with_packages_of_our_names_is_not_taken_for_darts(elsewhere: 
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.fault("the current folder is removed", part="people", by="file")
+def test_a_command_in_a_folder_that_is_gone_says_so(elsewhere: Path) -> None:
+    """Promise: status 2, and nothing is started. Bound: at once."""
+    code = "import os; os.rmdir(os.getcwd()); from launch import cli; cli.main()"
+    (elsewhere / "gone").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], cwd=elsewhere / "gone", capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("darts: the current folder was removed")
+
+
 @pytest.mark.fault("a locale that is not UTF-8", part="people", by="process")
 def test_in_another_locale_names_and_text_are_utf_8_and_the_terminal_stays_as_it_is(
     tmp_path: Path,
