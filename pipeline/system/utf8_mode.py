@@ -1,7 +1,7 @@
-"""Has Python take names and text for UTF-8 in every locale, as all files of a run are.
+"""Has Python take names and text for UTF-8 in a locale of ASCII, as containers and clusters have.
 
-In a locale of Latin-1 or ASCII the name of a file that is not ASCII is another text, or none: it
-cannot be written into a configuration, nor be found again from another locale.
+There the name of a file that is not ASCII is no text: it can neither be written into a
+configuration nor shown.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import sys
 
 
 def use_utf8() -> None:
-    """Start this command anew in Python's UTF-8 mode where the locale has another encoding; what
-    is printed stays in the terminal's own. Children inherit the mode."""
-    if sys.getfilesystemencoding() == "utf-8" or not sys.executable:
+    """Start this command anew in Python's UTF-8 mode where names can be of ASCII only; what is
+    printed stays in the terminal's own encoding. Children inherit the mode."""
+    if sys.getfilesystemencoding() != "ascii" or not sys.executable:
         return
     if sys.flags.ignore_environment or os.environ.get("PYTHONUTF8") == "1":
         return  # it would change nothing

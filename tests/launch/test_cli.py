@@ -488,8 +488,8 @@ def test_a_command_in_a_folder_that_is_gone_says_so(elsewhere: Path) -> None:
     assert done.stderr.startswith("darts: the current folder was removed")
 
 
-@pytest.mark.fault("a locale that is not UTF-8", part="people", by="process")
-def test_in_another_locale_names_and_text_are_utf_8_and_the_terminal_stays_as_it_is(
+@pytest.mark.fault("a locale of ASCII", part="people", by="process")
+def test_in_a_locale_of_ascii_names_and_text_are_utf_8_and_the_terminal_stays_as_it_is(
     tmp_path: Path,
 ) -> None:
     """Promise: names of files and what is read and written are UTF-8, as elsewhere; the terminal
