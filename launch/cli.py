@@ -68,7 +68,7 @@ def _check(config: Any, ask: bool = False) -> list[str]:
 
     try:
         return [printable(line) for line in check_everything(config, ask=ask)]
-    except PreflightError as error:
+    except (PreflightError, OSError) as error:  # OSError: of a disk, or of a process's start
         exit_with_error(error, 2)
 
 
@@ -365,9 +365,14 @@ def doctor_command(
 
 
 def main() -> None:
+    from pipeline.system.descriptors import occupy_standard_streams
     from pipeline.system.python_path import user_folder_last
+    from pipeline.system.utf8_mode import use_utf8
 
-    user_folder_last()
+    use_utf8()
+    occupy_standard_streams()
+    if not user_folder_last():
+        exit_at_once("the current folder was removed, or cannot be read; go to another one", 2)
     # Until a run takes both itself, SIGTERM ends a command as Ctrl-C does: status 130.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     for stream in (sys.stdout, sys.stderr):  # a terminal without a character shows its number

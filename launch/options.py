@@ -35,7 +35,7 @@ def exit_with_error(text: object, status: int = 1) -> NoReturn:
     raise typer.Exit(status)
 
 
-def exit_at_once(error: OSError) -> NoReturn:
+def exit_at_once(error: object, status: int = 1) -> NoReturn:
     """Ends the process outside of a command, as `exit_with_error` does inside."""
     import contextlib
     import os
@@ -45,7 +45,7 @@ def exit_at_once(error: OSError) -> NoReturn:
 
     with contextlib.suppress(OSError):  # the terminal may be what is broken
         print(f"darts: {printable(str(error))}", file=sys.stderr, flush=True)
-    os._exit(1)
+    os._exit(status)
 
 
 def load_config(config: Path, overrides: list[str] | None, *, weights: bool = True) -> Any:

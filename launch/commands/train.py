@@ -151,10 +151,14 @@ def start_run(config: Config, path: Path, fresh: bool, stage_only: bool = False)
     """
     try:
         run = create_run(path, fresh)
+        try:
+            identify(run, config)
+        except OSError:
+            run.release_lock()
+            raise
     except (RunError, OSError) as error:
         say(error)
         return 2
-    identify(run, config)
     return carry_out(config, run, None, Roles(0, []) if stage_only else None)
 
 

@@ -28,6 +28,7 @@ LEFT_OUT: dict[str, str] = {
     "PYTHONSTARTUP": "a file of a person's interactive Python",
 }
 """Name -> why a part of a run does not get it."""
+_OUTPUT = {"PYTHONIOENCODING": "utf-8:backslashreplace"}
 LEFT_OUT_PREFIXES: dict[str, str] = {"TORCHELASTIC_": _RANK}
 _NOT_EMPTY = re.compile(r"TORCH_\w+")
 _EMPTY = "torch takes an empty one for a setting, and fails to read it (TORCH_LOGS)"
@@ -41,10 +42,10 @@ _LINKED = (
 
 def clean_environment(given: Mapping[str, str] | None = None) -> dict[str, str]:
     """Returns this process's environment without what is listed above, and with a name for a user
-    who has none."""
+    who has none. What a part prints goes into a log, which is UTF-8."""
     found = os.environ if given is None else given
     kept = {name: value for name, value in found.items() if not _why_left_out(name, value)}
-    return kept | name_for_a_nameless_user(kept)
+    return kept | _OUTPUT | name_for_a_nameless_user(kept)
 
 
 def _why_left_out(name: str, value: str) -> str:

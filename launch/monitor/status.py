@@ -5,6 +5,7 @@ Reads `live.json` in the run's folder, as `darts top` does; changes nothing.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -80,7 +81,8 @@ def status_lines(run: Path, now: RunStatus, note: str, word: str) -> Iterator[st
     from launch.monitor.panel import SHORTEST_WAIT_S
 
     if word == "never started":
-        yield f"{run}: never started; start it with: darts train {run}/config.yaml"
+        config = shlex.quote(str(run / "config.yaml"))
+        yield f"{run}: never started; start it with: darts train {config}"
         return
     yield f"{run}: {word}, {now.step} of {now.steps} steps done" + (f"; {note}" if note else "")
     if now.paced:

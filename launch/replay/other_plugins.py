@@ -8,6 +8,7 @@ plug-ins, which shows how far the model is to be believed, and with the others.
 from __future__ import annotations
 
 import functools
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -90,7 +91,7 @@ def replay_other(path: Path, overrides: Sequence[str], *, imports: bool) -> int:
     found = replay(recording, coordinator, [known, recorded])
     if found.difference is not None:
         at = f"differs from what was recorded at event {found.difference.event}"
-        print(f"{path}: its replay {at}; darts replay {path} says how")
+        print(f"{path}: its replay {at}; darts replay {shlex.quote(str(path))} says how")
         return 1
     if not recorded.steps:
         raise RecordingError(f"{path}: no step of training ended in it")

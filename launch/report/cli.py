@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Annotated
@@ -40,6 +41,8 @@ def report_command(
     path = out or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
     if not path.absolute().parent.is_dir() and path.parent not in runs:
         exit_with_error(f"--out {path}: no such folder: {path.absolute().parent}", 2)
+    if path.parent.is_dir() and not os.access(path.parent, os.W_OK | os.X_OK):
+        exit_with_error(f"{path}: this folder cannot be written: name another file with --out", 2)
     try:
         page = build_page(runs, lambda line: typer.echo(f"warning: {printable(line)}", err=True))
         path.write_text(page, encoding="utf-8")

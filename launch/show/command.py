@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -82,6 +83,7 @@ def _show_rollouts(
 
     from launch.show.choose import pairs, summary
     from launch.show.layout import rollout_block
+    from pipeline.system.terminal_text import printable
 
     steps = _steps(run, step, asked)
     if not asked.everywhere and not (asked.worst or asked.best):
@@ -98,7 +100,10 @@ def _show_rollouts(
     blocks = [block for pair in shown for block in rollout_block(pair, width, full=full)]
     if len(steps) == 1:
         blocks.insert(0, _plain(summary(steps[0], lines)))
-    _print([*blocks, *_more(typed, found, shown)])
+    _print([*blocks, *_more(found, shown)])
+    # on one line, however wide it is: a command is there to be copied
+    why = f"why a group ended as it did: darts explain {shlex.quote(str(typed))}"
+    typer.echo(printable(f"{why} {found[0][0].group}"))
 
 
 def _steps(run: RunFolder, step: int | None, asked: Asked) -> list[int]:
@@ -147,11 +152,9 @@ def _nothing(steps: list[int], lines: list[RolloutLine]) -> str:
     return f"no response in {where} matches"
 
 
-def _more(run: Path, found: list[Pair], shown: list[Pair]) -> Iterator[RenderableType]:
+def _more(found: list[Pair], shown: list[Pair]) -> Iterator[RenderableType]:
     if left := len(found) - len(shown):
         yield _plain(f"{left} more pairs: narrow it down, or take --worst, --best or --json")
-    group = found[0][0].group
-    yield _plain(f"why a group ended as it did: darts explain {run} {group}")
 
 
 # --- evaluations ------------------------------------------------------------------------

@@ -71,12 +71,13 @@ from pipeline.config.paths import names_without_commit
 from pipeline.config.schema import Config
 from pipeline.data.files import DataError
 from pipeline.observability.recorder import Records
-from pipeline.system.descriptors import raise_limit
+from pipeline.system.descriptors import occupy_standard_streams, raise_limit
 from pipeline.system.private_dirs import UMASK
 from pipeline.system.python_path import SAFE, user_folder_last
 from pipeline.system.run_folder import RunError, RunFolder, new_name
 from pipeline.system.terminal_text import printable
 from pipeline.system.untrusted_files import UnreadableFile, read_bytes
+from pipeline.system.utf8_mode import use_utf8
 from pipeline.wire.curve_auth import new_pair
 from pipeline.wire.keys import PeerKeys, TransportError
 
@@ -273,6 +274,8 @@ def _other_rank(config: Config, args: argparse.Namespace, store: Any, node: Node
 
 
 def main() -> int:
+    use_utf8()
+    occupy_standard_streams()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

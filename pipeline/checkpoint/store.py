@@ -17,6 +17,7 @@ import json
 import os
 import re
 import secrets
+import shlex
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -251,12 +252,12 @@ def check_owner(directory: Path) -> None:
         if found.st_uid != me:
             raise Refused(
                 f"{path}: belongs to user {found.st_uid}, this is user {me}; only its owner may "
-                f"use a checkpoint. If you trust it: chown -R {me} {checkpoints}"
+                f"use a checkpoint. If you trust it: chown -R {me} {shlex.quote(str(checkpoints))}"
             )
         if found.st_mode & OTHERS_WRITE:
             raise Refused(
                 f"{path}: other users can write it (mode {stat.S_IMODE(found.st_mode):04o}). "
-                f"If you trust it: chmod -R go-w {checkpoints}"
+                f"If you trust it: chmod -R go-w {shlex.quote(str(checkpoints))}"
             )
 
 

@@ -12,6 +12,7 @@ import contextlib
 import difflib
 import glob
 import os
+import shlex
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,11 @@ def resolved(
         model = finder.model("model", model, "no such directory", weights=weights)
     if model and not (Path(model) / "config.json").is_file():
         is_run = (Path(model) / "config.yaml").is_file()
-        cure = f"darts export {model} DIR writes one" if is_run else "name one of save_pretrained"
+        cure = (
+            f"darts export {shlex.quote(model)} DIR writes one"
+            if is_run
+            else "name one of save_pretrained"
+        )
         problem("model", f"{model} holds no config.json: not a Hugging Face directory; {cure}")
     changed: dict[str, Any] = {}
     train, held_out = config.data.train, config.data.held_out

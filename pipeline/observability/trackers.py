@@ -24,6 +24,7 @@ from pipeline.observability.live_status import RunStatus
 from pipeline.observability.prometheus import TrackerError, port_complaint, port_in_use
 from pipeline.observability.tracker_ids import read_id
 from pipeline.observability.tracker_thread import SlowTracker, TrackerThread
+from pipeline.system.python_path import is_users_own
 from pipeline.system.run_folder import RunFolder
 
 log = logging.getLogger("stage")
@@ -120,10 +121,12 @@ def tracker_problems(section: MetricsConfig) -> Iterator[str]:
 
 
 def _installed(package: str) -> bool:
-    """Whether it can be imported. A folder of that name without code, as W&B leaves one where runs
-    were started, is no package."""
+    """Whether it can be imported. What the current folder has of that name is no package: a folder
+    without code, as W&B leaves one where runs were started, or a script of the user's."""
     spec = importlib.util.find_spec(package)
-    return spec is not None and spec.origin is not None
+    if spec is None or spec.origin is None:
+        return False
+    return not is_users_own(package, spec.origin)
 
 
 def start_trackers(config: Config, run: RunFolder, resumed_step: int = -1) -> list[Tracker]:

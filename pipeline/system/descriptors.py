@@ -1,7 +1,8 @@
-"""How many files this process may open and has open.
+"""Which files this process has open, and how many it may open.
 
-A run raises the limit to what the system allows, for a stage of many peers needs a few for each;
-and it looks how many are used, so that strangers who open connections cannot take the last ones.
+Standard streams that were closed are not left to what is opened next. A run raises the limit to
+what the system allows, for a stage of many peers needs a few for each; and it looks how many are
+used, so that strangers who open connections cannot take the last ones.
 """
 
 from __future__ import annotations
@@ -22,6 +23,16 @@ def raise_limit() -> int:
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
             return most
     return soft
+
+
+def occupy_standard_streams() -> None:
+    """Open /dev/null in the place of each standard stream that whoever started this has closed
+    (`>&-`): a socket or a file of a run would get its number, and with it what libraries print."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free: this one
 
 
 def open_share() -> float:

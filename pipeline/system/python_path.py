@@ -7,7 +7,6 @@ first place, and each puts it at the end, for plug-ins and rewards by `module:na
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 
@@ -15,8 +14,25 @@ SAFE = "-P"
 """Option of Python for every process that a run starts."""
 
 
-def user_folder_last() -> None:
-    """Append the current folder to the places where modules are looked for, if it is none yet."""
-    with contextlib.suppress(OSError):  # it was removed
-        if (here := os.getcwd()) not in sys.path and "" not in sys.path:
-            sys.path.append(here)
+def user_folder_last() -> bool:
+    """Append the current folder to the places where modules are looked for, if it is none yet.
+    Returns False if there is none any more."""
+    try:
+        here = os.getcwd()
+    except OSError:
+        return False
+    if here not in sys.path and "" not in sys.path:
+        sys.path.append(here)
+    return True
+
+
+def is_users_own(name: str, origin: str) -> bool:
+    """Return True if a module's file lies in the current folder, and was found there because
+    nothing that is installed has its name."""
+    try:
+        here = os.getcwd()
+    except OSError:
+        return False
+    if here not in sys.path or sys.path.index(here) < len(sys.path) - 1:
+        return False  # PYTHONPATH names it: it is meant
+    return origin in (os.path.join(here, f"{name}.py"), os.path.join(here, name, "__init__.py"))

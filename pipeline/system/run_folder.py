@@ -22,6 +22,7 @@ from pipeline.system import untrusted_files
 from pipeline.system.durable_files import SYSTEM, write_file
 from pipeline.system.private_dirs import closed_above, group_number, make_private, open_to_group
 from pipeline.system.temp_dirs import process_mark
+from pipeline.system.terminal_text import encodable
 
 _LOCKS = Path("/proc/locks")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -52,6 +53,8 @@ class RunFolder:
         if not _NAME.fullmatch(path.name) or path.name in (".", ".."):
             raise RunError(f"{path}: a run's name has 1 to 64 letters, digits, '.', '_' or '-'")
         self.path = path.absolute()
+        if encodable(str(self.path)) != str(self.path):
+            raise RunError(f"{self.path}: is not UTF-8, as all text of a run; choose another --out")
         self.config = self.path / "config.yaml"
         self.about = self.path / "about.json"
         self.metrics = self.path / "metrics.jsonl"

@@ -92,10 +92,16 @@ class StageServer:
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
         if self._listen_keys is not None:
             self._open_tcp(self._listen_keys)
-        self._router.bind(control)
-        self._pull.bind(data)
-        for address in (control, data):
-            os.chmod(address.removeprefix("ipc://"), 0o600)
+        try:
+            self._router.bind(control)
+            self._pull.bind(data)
+            for address in (control, data):
+                os.chmod(address.removeprefix("ipc://"), 0o600)
+        except (zmq.ZMQError, OSError) as error:  # some FUSE, a disk of a virtual machine's host
+            cure = "set TMPDIR to a directory on a disk of this machine, which has sockets"
+            raise TransportError(
+                f"no place for sockets: {self.directory}: {error}; {cure}"
+            ) from error
         self._bound = True
 
     def _open_tcp(self, listen_keys: ListenKeys) -> None:

@@ -152,6 +152,7 @@ def _spawn(
     """Start the process; returns it, its channel and its output."""
     environment = without_secrets(os.environ, keep) | {
         MARK: mark,
+        "PYTHONIOENCODING": "utf-8:backslashreplace",  # no text that it prints is an error
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(place or os.getcwd() for place in sys.path)),
         "TMPDIR": work,
         "MALLOC_ARENA_MAX": "4",  # each takes 64 MiB of the limited address space

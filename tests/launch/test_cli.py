@@ -19,7 +19,7 @@ from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from launch.cli import app
-from launch.commands.train import create_run, identify
+from launch.commands.train import create_run, identify, start_run
 from pipeline.config.load import load
 from pipeline.config.schema import Config
 from pipeline.system.run_folder import RunError, RunFolder
@@ -304,6 +304,18 @@ def test_a_start_that_found_no_room_blocks_no_other(
     assert load(again.config) == config
 
 
+def test_a_start_that_found_no_room_is_told_with_the_status_of_one_that_was_refused(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(run: RunFolder, _: Config) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(run.about))
+
+    monkeypatch.setattr("launch.commands.train.identify", full)
+    assert start_run(load(Path(QUICKSTART), []), elsewhere / "r", fresh=False) == 2
+    assert str(elsewhere / "r" / "about.json") in capsys.readouterr().err
+    create_run(elsewhere / "r", fresh=False).release_lock()  # it holds nobody up
+
+
 @pytest.mark.fault("the port for Prometheus is taken", part="configuration", by="socket")
 def test_trackers_that_cannot_be_had_are_named_before_anything_starts(elsewhere: Path) -> None:
     """Promise: status 2 by its key, and nothing is written.
@@ -409,3 +421,84 @@ def test_a_signal_on_the_way_out_changes_no_status(number: signal.Signals) -> No
     assert done.returncode == 2, done.stderr
     assert "not-there.yaml" in done.stderr
     assert "KeyboardInterrupt" not in done.stderr
+
+
+STARTED = """
+import os, sys
+from launch import cli
+if len(sys.argv) > 1:
+    for number in range(3):
+        os.close(number)
+    del sys.argv[1:]
+def reading(*_):
+    ours, theirs = os.pipe()
+    with open(os.environ["SEEN"], "w") as seen:
+        print(min(ours, theirs), sys.flags.utf8_mode, os.environ.get("PYTHONIOENCODING"), file=seen)
+    raise SystemExit(0)
+cli.load_config = reading
+sys.argv += ["train", "mine.yaml"]
+cli.main()
+"""
+
+
+@pytest.mark.fault("a command is started with its standard streams closed", part="people",
+                   by="process")  # fmt: skip
+def test_nothing_of_a_run_gets_the_number_of_a_closed_standard_stream(tmp_path: Path) -> None:
+    """Promise: no socket or file of the run gets the number of one, in which libraries would print.
+    Bound: before anything is opened.
+    """
+    seen = tmp_path / "seen"
+    words = [sys.executable, "-P", "-c", STARTED, "closed"]
+    subprocess.run(words, cwd=ROOT, env={**os.environ, "SEEN": str(seen), "PYTHONPATH": str(ROOT)},
+                   check=True)  # fmt: skip
+    assert int(seen.read_text().split()[0]) > 2
+
+
+@pytest.mark.fault("PYTHONPATH leads to packages named as those of darts", part="people",
+                   by="process")  # fmt: skip
+def test_a_project_with_packages_of_our_names_is_not_taken_for_darts(elsewhere: Path) -> None:
+    """Promise: the command uses its own, and so does all that it starts. Bound: at its start."""
+    for name in ("pipeline", "engines"):
+        (elsewhere / name).mkdir()
+        (elsewhere / name / "__init__.py").write_text("raise RuntimeError('of the project')")
+    (elsewhere / "learner.py").write_text("raise RuntimeError('of the project')")
+    code = (
+        "import subprocess, sys\n"
+        "from launch import cli\n"
+        "words = [sys.executable, '-P', '-c', 'import pipeline, engines, learner']\n"
+        "sys.exit(subprocess.run(words).returncode)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{elsewhere}{os.pathsep}{ROOT}"}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.fault("the current folder is removed", part="people", by="file")
+def test_a_command_in_a_folder_that_is_gone_says_so(elsewhere: Path) -> None:
+    """Promise: status 2, and nothing is started. Bound: at once."""
+    code = "import os; os.rmdir(os.getcwd()); from launch import cli; cli.main()"
+    (elsewhere / "gone").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], cwd=elsewhere / "gone", capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("darts: the current folder was removed")
+
+
+@pytest.mark.fault("a locale of ASCII", part="people", by="process")
+def test_in_a_locale_of_ascii_names_and_text_are_utf_8_and_the_terminal_stays_as_it_is(
+    tmp_path: Path,
+) -> None:
+    """Promise: names of files and what is read and written are UTF-8, as elsewhere; the terminal
+    gets its own encoding. Bound: before anything is read.
+    """
+    seen = tmp_path / "seen"
+    environment = {
+        **os.environ, "SEEN": str(seen), "PYTHONPATH": str(ROOT), "LC_ALL": "C",
+        "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0",
+    }  # fmt: skip
+    subprocess.run([sys.executable, "-P", "-c", STARTED], cwd=ROOT, env=environment, check=True)
+    assert seen.read_text().split()[1:] == ["1", "ascii:backslashreplace"]

@@ -22,6 +22,7 @@ REWARD = """
 import os
 
 def score(sample):
+    print("\u2192")
     assert os.environ["LOCAL_JUDGE_URL"] == "http://judge"
     return float(sample.tokens < 20)
 """
@@ -33,8 +34,9 @@ def test_a_run_trains_whatever_lies_in_the_folder_and_stands_in_the_environment(
     tmp_path: Path,
 ) -> None:
     """Promise: with files named as darts' own packages in the current folder, a space in its path,
-    a locale of ASCII, a variable that begins like one of torchrun's, and VLLM_PORT as Kubernetes
-    sets it, the run trains, rewards see the variable, and Ctrl-C prints a line that a shell reads.
+    a locale of ASCII and data whose name is none, a variable that begins like one of torchrun's,
+    and VLLM_PORT as Kubernetes sets it, the run trains, rewards see the variable, and Ctrl-C prints
+    a line that a shell reads.
     Bound: that of the run.
     """
     here = tmp_path / "my folder"
@@ -45,9 +47,9 @@ def test_a_run_trains_whatever_lies_in_the_folder_and_stands_in_the_environment(
     (here / "judge_of_mine.py").write_text(REWARD)
     rows = [{"prompt": f"{n}+3=", "answer": str(n + 3), "note": "\u2192"} for n in range(2, 60)]
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    (here / "data.jsonl").write_text(text, encoding="utf-8")
+    (here / "d\u00e4ta.jsonl").write_text(text, encoding="utf-8")
     settings = [
-        *("engine.kind=simulated", "data.train=data.jsonl", "data.held_out=data.jsonl"),
+        *("engine.kind=simulated", "data.train=d\u00e4ta.jsonl", "data.held_out=d\u00e4ta.jsonl"),
         *("reward.python.function=judge_of_mine:score", "workers.env=[LOCAL_JUDGE_URL]"),
         *("eval.every=1", "eval.samples=1", "data.chat=never", f"model={MODEL}"),
     ]

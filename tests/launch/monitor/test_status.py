@@ -36,7 +36,7 @@ def waiting() -> RunStatus:
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
-    run = RunFolder(tmp_path / "r")
+    run = RunFolder(tmp_path / "my runs" / "r")
     run.make_folders()
     run.config.write_text("model: m\n")
     return run
@@ -83,7 +83,7 @@ def test_json_has_the_same_for_programs(run: RunFolder) -> None:
 def test_a_run_that_was_never_started_says_how_to_start_it(run: RunFolder) -> None:
     told = asked(run)
     assert told.exit_code == 1
-    start = f"darts train {run.path}/config.yaml"
+    start = f"darts train '{run.path}/config.yaml'"  # as a shell reads it
     assert told.output == f"{run.path}: never started; start it with: {start}\n"
 
 

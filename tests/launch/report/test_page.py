@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -29,6 +30,15 @@ SECTIONS = [
 
 def report(*arguments: object) -> Result:
     return CliRunner().invoke(app, ["report", *map(str, arguments)])
+
+
+def test_a_folder_that_cannot_be_written_is_told_of_before_the_page_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: mode == os.R_OK)  # root may all
+    told = report(tmp_path)
+    assert told.exit_code == 2
+    assert "name another file with --out" in told.output
 
 
 def missing(page: str) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,14 @@ def run(tmp_path: Path) -> Path:
     return path
 
 
+def test_the_command_that_explains_more_can_be_pasted(run: Path) -> None:
+    there = run.parent / "my runs, in a folder whose name is wider than the terminal" / "run"
+    there.parent.mkdir()
+    run.rename(there)
+    last = show(there, 1, width=40).output.splitlines()[-1]
+    assert shlex.split(last.partition(": ")[2]) == ["darts", "explain", str(there), "0"]
+
+
 def chosen(result: Result) -> list[int]:
     assert result.exit_code == 0, result.output
     return [found["id"] for found in json.loads(result.output)]
@@ -81,7 +90,8 @@ def test_what_is_asked_for_is_shown_beside_its_opposite(
 @pytest.mark.parametrize("width", [40, 80, 200])
 def test_no_line_is_wider_than_the_terminal_and_no_number_is_broken(run: Path, width: int) -> None:
     shown = show(run, 1, "--worst", 3, width=width).output
-    assert max(map(len, shown.splitlines())) <= width
+    *lines, _ = shown.splitlines()  # the last one is a command, to be copied whole
+    assert max(map(len, lines)) <= width
     for text in ("prompt  0+1=", "answer  1", "reward 0 ", "reward 0.25", "14 tokens"):
         assert text in shown
     beside = any("reward 0 " in row and "reward 1 " in row for row in shown.splitlines())

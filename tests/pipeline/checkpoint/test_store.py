@@ -230,13 +230,15 @@ def test_what_others_may_write_is_refused_with_the_cure_and_stays_where_it_is(
     the cure.
     Bound: before anything is loaded.
     """
-    save(tmp_path / "c", states[-1], 1)
-    path = tmp_path / "c" / name
+    checkpoints = tmp_path / "my c"
+    save(checkpoints, states[-1], 1)
+    path = checkpoints / name
     path.chmod(path.stat().st_mode | mode)
-    with pytest.raises(store.Refused, match=rf"other users can write it.*chmod -R go-w {tmp_path}"):
-        store.newest(tmp_path / "c")
+    cure = f"other users can write it.*chmod -R go-w '{checkpoints}'$"
+    with pytest.raises(store.Refused, match=cure):
+        store.newest(checkpoints)
     path.chmod(path.stat().st_mode & ~0o022)
-    assert store.newest(tmp_path / "c")[0].name == "step-000001"
+    assert store.newest(checkpoints)[0].name == "step-000001"
 
 
 @pytest.mark.fault("a file of a checkpoint belongs to somebody else", part="checkpoints", by="file")

@@ -25,6 +25,7 @@ from pipeline.observability.live_status import EngineStatus, PeerStatus, RunStat
 from pipeline.observability.recorder import Records
 from pipeline.observability.rollout_files import RolloutLine
 from pipeline.observability.spans import StepRecord
+from pipeline.system.python_path import user_folder_last
 from pipeline.system.run_folder import RunFolder
 
 STEP: dict[str, Any] = {
@@ -335,6 +336,23 @@ def test_without_the_package_the_key_and_the_extra_are_named(
     assert "pip install 'darts-rl[wandb]'" in complaint
     with pytest.raises(trackers.TrackerError, match="pip install"):
         trackers.start_trackers(config_of(wandb="sums"), run)
+
+
+@pytest.mark.parametrize(
+    "name", ["no_such_tracker.py", "no_such_tracker/__init__.py", "no_such_tracker/run-1"]
+)
+def test_what_the_current_folder_has_of_its_name_is_no_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
+    user_folder_last()
+    assert not trackers._installed("no_such_tracker")
+    if name.endswith(".py"):
+        monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])  # PYTHONPATH: it is meant
+        assert trackers._installed("no_such_tracker")
 
 
 # --- MLflow -----------------------------------------------------------------------------

@@ -78,6 +78,12 @@ def test_every_start_has_a_higher_incarnation(tmp_path: Path) -> None:
     assert [RunFolder(tmp_path / "r").next_incarnation() for _ in range(3)] == [1, 2, 3]
 
 
+def test_a_path_that_is_not_utf_8_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"\xff") / "r"
+    with pytest.raises(RunError, match="is not UTF-8.*choose another --out"):
+        RunFolder(folder)
+
+
 def test_a_new_name_is_the_first_free_one(tmp_path: Path) -> None:
     base = tmp_path / "quickstart"
     names: list[str] = []

@@ -386,3 +386,13 @@ async def test_a_process_that_does_not_hear_that_it_is_to_end_is_ended_by_its_li
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+@pytest.mark.fault("the temporary directory takes no sockets", part="disk", by="file")
+async def test_a_place_that_takes_no_socket_is_named_with_the_cure(tmp_path: Path) -> None:
+    """Promise: the stage does not start, and names the place and TMPDIR. Bound: at its start."""
+    (tmp_path / "s" / "control").mkdir(parents=True)  # as little of a socket as some disks make
+    server = StageServer(tmp_path / "s")
+    with pytest.raises(TransportError, match=f"no place for sockets: {tmp_path}/s: .*set TMPDIR"):
+        server.open_sockets()
+    server.close()

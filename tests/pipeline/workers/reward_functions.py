@@ -81,7 +81,7 @@ def by_response(sample: Sampled) -> Any:
         case "pid":
             return os.getpid()
         case "print":
-            print("user code prints")
+            print("user code prints \u2192 \ud800")
         case _:
             pass
     return 1.0

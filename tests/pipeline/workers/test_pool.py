@@ -48,11 +48,14 @@ def runs(pid: int) -> bool:
 @pytest.mark.fault(
     "a reward raises, answers nonsense, exits or crashes", part="rewards", by="process"
 )
-async def test_bad_rewards_fail_alone_and_the_pool_goes_on(tmp_path: Path):
+async def test_bad_rewards_fail_alone_and_the_pool_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """Promise: this call fails, with its reason, and the next one is served; a worker that died is
     replaced and the call tried once more; too many failures are a verdict that quotes them.
     Bound: one call; a crash is tried twice.
     """
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")  # of a terminal: no matter of what is printed
     async with pool_of("by_response") as pool:
         assert (await pool.score_sample(sample_of("fine"))).value == 1.0
         for response, why in (
