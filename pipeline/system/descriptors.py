@@ -7,6 +7,7 @@ and it looks how many are used, so that strangers who open connections cannot ta
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import resource
 
@@ -24,12 +25,17 @@ def raise_limit() -> int:
     return soft
 
 
+def soft_limit() -> int:
+    """Return how many files this process may open now."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return WANTED if soft == resource.RLIM_INFINITY else soft
+
+
 def open_share() -> float:
     """Return the share of this process's limit that is in use; 0.0 where the system does not
     tell."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         used = len(os.listdir("/proc/self/fd"))
-    except OSError:
-        return 1.0  # not even that could be opened
-    return used / soft if soft > 0 else 0.0
+    except OSError as error:  # not even that could be opened; or there is no /proc
+        return 1.0 if error.errno in (errno.EMFILE, errno.ENFILE) else 0.0
+    return used / soft_limit()

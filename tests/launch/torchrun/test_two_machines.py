@@ -6,6 +6,7 @@ import json
 import os
 import re
 import stat
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -33,6 +34,7 @@ from tests.launch.jobs.listening import listening
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 SMALL = ["nodes.learners=spread", "learner.ranks=2", "learner.zero=1", "engine.count=2"]
 """Two ranks a machine: l0 e0 and l1 e1."""
+PORT = 24_000  # nodes.port
 MINUTES = pytest.mark.skipif(
     "DARTS_MULTINODE" not in os.environ, reason="minutes: make test-multinode"
 )
@@ -104,6 +106,38 @@ def check_listeners(job: Started, address: str) -> None:
     assert not wide, wide
 
 
+_TRY = """
+import json, socket, sys
+for host, port in json.loads(sys.argv[1]):
+    try:
+        socket.create_connection((host, port), timeout=2).close()
+        print(port)
+    except OSError:
+        pass
+"""
+
+
+def check_who_may_connect(machines: Machines, jobs: list[Started]) -> None:
+    """Of all ports at which the parts of both machines listen, the other machine reaches the
+    stage's three, where a key is asked for, and the store that rank 0 keeps for torchrun. So once
+    the learner ranks have met nobody connects to gloo or to their rendezvous."""
+    tried, reached = 0, set[int]()
+    for machine, job in enumerate(jobs):
+        parts = [p for p in job.running_processes() if "torch.distributed.run" not in p.cmdline()]
+        places = sorted({(host, port) for host, port, _ in listening(part.pid for part in parts)})
+        tried += len(places)
+        asked = [sys.executable, "-c", _TRY, json.dumps(places)]
+        done = subprocess.run(
+            machines.command_on(1 - machine, asked), capture_output=True, text=True, check=True
+        )
+        reached |= {int(port) for port in done.stdout.split()}
+    store = listening([jobs[0].part("launch.torchrun", "--out").pid])
+    stage = {PORT, PORT + 1, PORT + 2}
+    assert stage <= reached
+    assert reached - stage <= {port for _, port, _ in store} - stage
+    assert tried > len(reached), "nobody listened for gloo"
+
+
 def fetched(log: Path) -> list[int]:
     """Versions that were fetched from the other machine."""
     return [int(version) for version in re.findall(r"version (\d+): fetched", log.read_text())]
@@ -172,7 +206,7 @@ def test_machines_that_share_no_files_lose_nothing_and_train_as_one_machine_does
 
     Promise: its ranks' parts are in every checkpoint, and come back from there when all ranks are
     restarted; weights and optimizers end equal to the bit to those of one machine that nobody
-    disturbed.
+    disturbed. While they train, nobody connects to a port that asks for no key.
     Bound: the job ends within 240 s.
     """
     if reason := why_not():
@@ -186,7 +220,7 @@ def test_machines_that_share_no_files_lose_nothing_and_train_as_one_machine_does
     second.mkdir()
     run = first / "two"
     with two_machines({first: second}) as machines, ExitStack() as stack:
-        overrides = [*ORDERED, "nodes.learners=spread"]
+        overrides = [*ORDERED, "nodes.learners=spread", f"nodes.port={PORT}"]
         jobs = [
             stack.enter_context(start(machines, machine, run, overrides, restarts=1, logs=tmp_path))
             for machine in (0, 1)
@@ -194,6 +228,7 @@ def test_machines_that_share_no_files_lose_nothing_and_train_as_one_machine_does
         until(jobs, lambda: len(store.committed(run / "checkpoints")) >= 2)
         for machine, job in enumerate(jobs):
             check_listeners(job, ADDRESSES[machine])
+        check_who_may_connect(machines, jobs)
         jobs[1].part("learner.learner_rank").kill()
         for job in jobs:
             assert job.wait(240) == 0, job.text
