@@ -49,6 +49,8 @@ def show_peer_keys(socket: Socket, peer_keys: PeerKeys) -> None:
     socket.curve_publickey = peer_keys.keys.public.encode()
     socket.curve_secretkey = peer_keys.keys.secret.encode()
     socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+    # The system would ask ever more rarely a port that is shut to strangers for a while.
+    socket.setsockopt(zmq.CONNECT_TIMEOUT, HANDSHAKE_MS)
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MS)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import zmq
 
+from pipeline.wire import client as links
 from pipeline.wire import curve_auth, strangers
 from pipeline.wire.codec import MAX_NETWORK_BYTES
 from pipeline.wire.keys import ListenKeys, PeerKeys
@@ -70,7 +71,7 @@ async def server(
     tmp_path: Path, listen_keys: ListenKeys, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[StageServer]:
     for module in (curve_auth, strangers):
-        monkeypatch.setattr(module, "HANDSHAKE_MS", 300)
+        monkeypatch.setattr(module, "HANDSHAKE_MS", 1000)
     (tmp_path / "w" / "v1").mkdir(parents=True)
     (tmp_path / "w" / "v1" / FILE).write_bytes(WEIGHTS)
     server = StageServer(tmp_path / "s", listen_keys, [tmp_path / "w"])
@@ -110,6 +111,10 @@ async def recorded_handshake(server: StageServer, keys: PeerKeys) -> bytes:
         with link_with(way, join_of("e0")):
             async with asyncio.timeout(SECONDS):
                 await server.receive_control()
+    with contextlib.suppress(TimeoutError):  # its join is repeated until it is welcomed
+        while True:
+            async with asyncio.timeout(0.5):
+                await server.receive_control()
     return bytes(found)
 
 
@@ -120,7 +125,7 @@ async def test_what_proves_no_key_is_closed_and_counted_at_every_port(
     server: StageServer, listen_keys: ListenKeys, kind: str
 ) -> None:
     """Promise: its connection is closed and counted, nothing of it is heard, and the next good peer
-    gets in. Bound: `HANDSHAKE_MS` (5 s, here 0.3 s).
+    gets in. Bound: `HANDSHAKE_MS` (5 s, here 1 s).
     """
     good = ticket_with(listen_keys)
     said = STRANGERS[kind](await recorded_handshake(server, good) if "peer" in kind else b"")
@@ -150,6 +155,7 @@ async def test_a_flood_shuts_the_ports_to_strangers_and_no_peer_notices(
     have proved a key, past three quarters none, says so, and takes all again once they are closed;
     who has joined goes on, under the same connection. Bound: 6 s after the flood.
     """
+    monkeypatch.setattr(links, "SILENT_S", SECONDS)  # no stage answers its heartbeats here
     share = {"now": 0.1}
     monkeypatch.setattr(strangers, "open_share", lambda: share["now"])
 
@@ -170,12 +176,14 @@ async def test_a_flood_shuts_the_ports_to_strangers_and_no_peer_notices(
             share["now"] = step
             await until(lambda: not comes_in("127.0.0.3" if still else "127.0.0.1"))  # noqa: B023
             assert comes_in("127.0.0.1") == still
-            # The connection stands: a heartbeat comes in, an answer goes out.
-            async with asyncio.timeout(SECONDS):
-                again, message = await server.receive_control()
-            assert again == identity
-            assert isinstance(message, Heartbeat)
+            # The connection stands: a word goes out, and is echoed by it.
             server.send(identity, Alive(clock_s=step))
+            async with asyncio.timeout(SECONDS):
+                while True:
+                    again, message = await server.receive_control()
+                    assert again == identity
+                    if isinstance(message, Heartbeat) and message.echo_s == step:
+                        break
             if still:
                 fetched = await asyncio.to_thread(
                     lambda: b"".join(fetch_weights(good, 1, len(WEIGHTS), 5.0))
