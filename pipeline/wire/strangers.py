@@ -110,7 +110,8 @@ class StrangerWatch:
 
     def start(self, ports: Collection[int]) -> None:
         """Begin, once the sockets are bound at these ports."""
-        self._listeners = listening(ports)
+        with contextlib.suppress(OSError):  # a system without /proc does not say its share either
+            self._listeners = listening(ports)
         self._thread.start()
 
     def add_proved(self, address: str) -> None:
