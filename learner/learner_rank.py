@@ -30,7 +30,7 @@ from learner.process_setup import leave_engine_cores, parse_arguments
 from learner.work_log import WorkLog, hidden_seconds
 from pipeline.config.pace import least_seconds
 from pipeline.config.schema import Config
-from pipeline.system.listeners import admit_only, listening
+from pipeline.system.listeners import shut_all
 from pipeline.system.progress import announce
 from pipeline.system.python_path import user_folder_last
 from pipeline.system.sleep import sleep_until
@@ -385,9 +385,7 @@ def main() -> None:
 
     parts = build_learner(config, given.resume, int(os.environ["LOCAL_RANK"]), given.no_shared_fs)
     if torch.distributed.get_backend() == "gloo":  # NCCL connects later, too
-        # Gloo and the ranks' store listen on without a key, though all ranks have connected.
-        with contextlib.suppress(OSError):  # a system without filters, or without /proc
-            admit_only(listening())
+        shut_all()
     learner = LearnerRank(config, parts, given.stage)
     learner.heed(sigterm)
     announce("")

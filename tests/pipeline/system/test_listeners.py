@@ -11,15 +11,14 @@ from tests.paths import ROOT
 
 CODE = """
 import socket
-from pipeline.system.listeners import admit_only, listening
+from pipeline.system.listeners import listening, shut_all
 unix = socket.socket(socket.AF_UNIX)
 servers = [socket.create_server((host, 0), family=family) for host, family in
              (("127.0.0.1", socket.AF_INET), ("127.0.0.2", socket.AF_INET))]
 friends = [socket.create_connection(one.getsockname()) for one in servers]
 theirs = [one.accept()[0] for one in servers]
-shut = listening()
-print(len(shut))
-admit_only(shut)
+print(len(listening()))
+shut_all()
 for one in servers:
     try:
         socket.create_connection(one.getsockname(), timeout=0.3)
