@@ -19,8 +19,8 @@ from pipeline.wire.messages import ChunkHead
 Key = tuple[int, int]  # (trajectory, leg)
 MOST_CHUNKS = 8192
 """Chunks per frame: with the times of their legs at most 116 bytes each, of 1 MiB for a header."""
-MOST_TOKENS = 1 << 22
-"""Tokens per frame: 16 MiB, of 64 for a part."""
+MOST_TOKENS = 1 << 18
+"""Tokens per frame: 1 MiB a part, as the stage reads from a network."""
 
 
 @dataclass(slots=True)

@@ -25,12 +25,12 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from learner.asked_to_end import SigtermWatch
-from learner.closed_listeners import close_listeners
 from learner.failures import exit_on_any_exception, shortages_reported
 from learner.process_setup import leave_engine_cores, parse_arguments
 from learner.work_log import WorkLog, hidden_seconds
 from pipeline.config.pace import least_seconds
 from pipeline.config.schema import Config
+from pipeline.system.listeners import shut_all
 from pipeline.system.progress import announce
 from pipeline.system.python_path import user_folder_last
 from pipeline.system.sleep import sleep_until
@@ -385,7 +385,7 @@ def main() -> None:
 
     parts = build_learner(config, given.resume, int(os.environ["LOCAL_RANK"]), given.no_shared_fs)
     if torch.distributed.get_backend() == "gloo":  # NCCL connects later, too
-        close_listeners()
+        shut_all()
     learner = LearnerRank(config, parts, given.stage)
     learner.heed(sigterm)
     announce("")

@@ -63,6 +63,7 @@ from launch.torchrun.rendezvous import (
     join_rendezvous,
     read_message,
     read_secret,
+    store_answers,
 )
 from launch.torchrun.roles import RolesError, check_world
 from pipeline.checkpoint.store import CheckpointError, newest
@@ -305,7 +306,8 @@ def main() -> int:
         check_world(node.world, config)  # before any folder is made
         if node.machines > 1 and args.out is None:
             raise RunError("several machines need --out, so that a restart finds the run")
-        store = _store(node)
+        with store_answers():
+            store = _store(node)
         if node.rank > 0:
             _other_rank(config, args, store, node)
         with bounded_output():

@@ -28,6 +28,11 @@ def own_address(interface: str, towards: str) -> str:
         return interface
     if not interface:
         interface = socket.gethostbyname(towards)
+        if interface.startswith("127.") and towards not in ("localhost", interface):
+            raise TransportError(
+                f"{towards} is {interface} here, which no other machine reaches (/etc/hosts?): set "
+                "nodes.interface to the address by which they do"
+            )
     if interface in found:
         return interface
     own = [address for address, name in found.items() if name == interface]

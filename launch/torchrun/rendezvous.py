@@ -8,12 +8,13 @@ secret (`--secret`) both sides sign their messages, and unsigned messages are ig
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import shlex
 import stat
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -133,6 +134,20 @@ def read_message(store: Store, secret: SharedSecret, key: str, kind: type[_T]) -
         return None
 
 
+@contextlib.contextmanager
+def store_answers() -> Iterator[None]:
+    """Raises RendezvousError where the store raises a RuntimeError, as torch's does."""
+    try:
+        yield
+    except RuntimeError as error:
+        why = str(error).partition("\n")[0]
+        raise RendezvousError(
+            "torchrun's store does not answer: rank 0, or the torchrun of its machine, is not "
+            f"there or has ended; look at what they say there ({why})"
+        ) from error
+
+
+@store_answers()
 def host_rendezvous(
     store: Store,
     secret: SharedSecret,
@@ -179,6 +194,7 @@ def host_rendezvous(
         time.sleep(POLL_S)
 
 
+@store_answers()
 def join_rendezvous(
     store: Store, secret: SharedSecret, rank: int, hello: Hello, limit_s: float
 ) -> Assignment:

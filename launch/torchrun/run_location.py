@@ -50,7 +50,8 @@ def refuse_moved_run(run: RunFolder) -> None:
             host = "another machine"
         raise RunError(
             f"{run.path}: the folder of this run is on {host}, but torchrun "
-            "made this machine the first one: the one whose --local-addr (or host name) sorts "
-            "first as text. Change that address on the machine with the folder, or share or move "
-            f"the folder; to start a new run here, remove {path}"
+            "made this machine the first one: the one with --node-rank=0, or with --rdzv-endpoint "
+            "the one whose --local-addr (or host name) sorts first as text. Make the machine with "
+            "the folder the first, or share or move the folder; to start a new run here, remove "
+            f"{path}"
         )

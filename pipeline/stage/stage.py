@@ -202,7 +202,7 @@ class StageProcess:
                 log.warning("the stage itself was late by %.1f s", late)
             faulthandler.dump_traceback_later(_STALL_S)  # put off at each turn
             self._peer_monitor.look(now)
-            if text := self._server.spare_descriptors(now):
+            if text := self._server.news_of_strangers():
                 self._warn(text)
             ticks += 1
             if ticks % int(1 / _POLL_S) == 0:

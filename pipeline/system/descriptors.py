@@ -8,6 +8,7 @@ used, so that strangers who open connections cannot take the last ones.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import resource
 
@@ -35,12 +36,17 @@ def occupy_standard_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free: this one
 
 
+def soft_limit() -> int:
+    """Return how many files this process may open now."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return WANTED if soft == resource.RLIM_INFINITY else soft
+
+
 def open_share() -> float:
     """Return the share of this process's limit that is in use; 0.0 where the system does not
     tell."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         used = len(os.listdir("/proc/self/fd"))
-    except OSError:
-        return 1.0  # not even that could be opened
-    return used / soft if soft > 0 else 0.0
+    except OSError as error:  # not even that could be opened; or there is no /proc
+        return 1.0 if error.errno in (errno.EMFILE, errno.ENFILE) else 0.0
+    return used / soft_limit()

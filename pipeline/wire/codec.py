@@ -29,6 +29,9 @@ MAX_REPORT_BYTES = 1 << 20
 MAX_COMMAND_BYTES = 64 << 20
 """Most bytes of a message of the stage: it may hold prompts and responses."""
 MAX_DATA_BYTES = 64 << 20
+MAX_NETWORK_BYTES = (1 << 20) + 1024
+"""Most bytes of a part that the stage reads from a network, encryption included: each connection
+that has not proved a key yet may make it hold as many."""
 
 _encoder = msgspec.msgpack.Encoder()
 _from_peer = msgspec.msgpack.Decoder(FromPeer)

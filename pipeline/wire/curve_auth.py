@@ -8,8 +8,6 @@ so does the other.
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Mapping
 
 import zmq
@@ -19,17 +17,13 @@ from zmq.utils.monitor import parse_monitor_message
 
 from pipeline.wire.codec import MAX_DATA_BYTES
 from pipeline.wire.keys import KeyOwner, KeyPair, ListenKeys, PeerKeys
+from pipeline.wire.strangers import DENIED, FAILED, HANDSHAKE_MS, StrangerWatch
 
-HANDSHAKE_MS = 5000
-"""Milliseconds after which a connection that has not proved its key is closed."""
 RECONNECT_MS = 2000
 """Longest pause between two attempts of a peer, milliseconds: spares a stage with another key."""
 _DOMAIN = "darts"
-_SAY_EVERY_S = 10.0
-_DENIED = zmq.EVENT_HANDSHAKE_FAILED_AUTH
-_FAILED = _DENIED | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-
-log = logging.getLogger("stage")
+# Of a question whether a CURVE key is known, as ZeroMQ's RFC 27 numbers them.
+_ZAP_PARTS, _ZAP_ADDRESS = 7, 3
 
 Socket = zmq.Socket[bytes]
 
@@ -55,18 +49,20 @@ def show_peer_keys(socket: Socket, peer_keys: PeerKeys) -> None:
     socket.curve_publickey = peer_keys.keys.public.encode()
     socket.curve_secretkey = peer_keys.keys.secret.encode()
     socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+    # The system would ask ever more rarely a port that is shut to strangers for a while.
+    socket.setsockopt(zmq.CONNECT_TIMEOUT, HANDSHAKE_MS)
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MS)
 
 
 def watch_handshakes(socket: Socket) -> Socket:
     """Return a socket with failed handshakes; poll it, then call `handshake_failure`."""
-    return socket.get_monitor_socket(_FAILED)
+    return socket.get_monitor_socket(FAILED)
 
 
 def handshake_failure(monitor: Socket) -> str:
     """Describe the newest failed handshake. `monitor` must be readable."""
     event = parse_monitor_message(monitor.recv_multipart())["event"]
-    if event == _DENIED:
+    if event == DENIED:
         return "the stage does not know this key"
     return "the stage there has another key, or none"
 
@@ -86,16 +82,12 @@ class CurveAuth:
 
     def __init__(self, context: zmq.asyncio.Context, listen_keys: ListenKeys) -> None:
         self._listen_keys = listen_keys
-        # The same context without asyncio: its sockets are read when the poller finds them ready.
-        self._plain: zmq.Context[Socket] = zmq.Context(context)
         # Domain '*' is no wildcard for sockets that name a domain.
         self._handler = Authenticator(context)
         self._handler.configure_curve_callback(_DOMAIN, _Known(listen_keys.allowed))
         self._handler.start()
-        self._monitors: list[Socket] = []
-        self.refused = 0
-        """Number of connections that ended before they proved a known key."""
-        self._said_at = 0.0
+        plain: zmq.Context[Socket] = zmq.Context(context)  # without asyncio, for a thread
+        self.strangers = StrangerWatch(plain)
 
     def protect_socket(self, socket: zmq.asyncio.Socket) -> None:
         """Set up a server's socket, before it binds."""
@@ -105,32 +97,25 @@ class CurveAuth:
         socket.setsockopt(zmq.ZAP_DOMAIN, _DOMAIN.encode())
         socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
         socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
-        address = f"inproc://refused-{len(self._monitors)}"
-        socket.monitor(address, _FAILED)
-        monitor = self._plain.socket(zmq.PAIR)
-        monitor.connect(address)
-        self._monitors.append(monitor)
+        self.strangers.watch(socket)
 
     async def serve_handshakes(self) -> None:
-        """Answer whether keys are known, and count refused connections; for ever."""
+        """Answer whether keys are known; for ever."""
         poller = zmq.asyncio.Poller()
-        for socket in (self._handler.zap_socket, *self._monitors):
-            poller.register(socket, zmq.POLLIN)
+        asked = self._handler.zap_socket
+        poller.register(asked, zmq.POLLIN)
         while True:
-            for socket, _ in await poller.poll():
-                if socket is self._handler.zap_socket:
-                    await self._handler.handle_zap_message(socket.recv_multipart())
-                else:
-                    socket.recv_multipart()
-                    self._count_refused()
+            for _ in await poller.poll():
+                await self._answer(asked.recv_multipart())
 
-    def _count_refused(self) -> None:
-        self.refused += 1
-        if time.monotonic() - self._said_at > _SAY_EVERY_S:  # attempts must not fill the disk
-            self._said_at = time.monotonic()
-            log.warning("refused %d connections without a known key so far", self.refused)
+    async def _answer(self, question: list[bytes]) -> None:
+        await self._handler.handle_zap_message(question)
+        if len(question) == _ZAP_PARTS and self._handler.curve_user_id(question[-1]) in (
+            self._listen_keys.allowed
+        ):
+            self.strangers.add_proved(question[_ZAP_ADDRESS].decode())
 
     def close(self) -> None:
-        for monitor in self._monitors:
-            monitor.close(linger=0)
+        """End; the sockets must still be open."""
+        self.strangers.close()
         self._handler.stop()

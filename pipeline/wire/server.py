@@ -14,24 +14,26 @@ import contextlib
 import fcntl
 import os
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import zmq
 import zmq.asyncio
 
-from pipeline.system.descriptors import open_share
 from pipeline.system.durable_files import naming
 from pipeline.system.private_dirs import make_private
-from pipeline.wire.codec import decode_from_peer, encode_message
-from pipeline.wire.curve_auth import HANDSHAKE_MS, CurveAuth, socket_options
+from pipeline.wire.codec import (
+    MAX_DATA_BYTES,
+    MAX_NETWORK_BYTES,
+    decode_from_peer,
+    encode_message,
+)
+from pipeline.wire.curve_auth import CurveAuth, socket_options
 from pipeline.wire.keys import ListenKeys, TransportError, addresses, endpoint_problem
 from pipeline.wire.messages import FromPeer, Join, Refused, ToPeer, WireError
 from pipeline.wire.weight_transfer import WeightServer
 
 SEQUENCE = struct.Struct("<Q")
-_SHARE = 0.5  # of this process's files: strangers get no more
-_SAY_EVERY_S = 60.0
 _BULK_THREAD = 1 << 1  # the second I/O thread: weights do not delay tokens
 
 
@@ -70,8 +72,6 @@ class StageServer:
         self._sent: dict[bytes, int] = {}
         self._received: dict[bytes, int] = {}
         self._keys: dict[bytes, str] = {}  # identity -> its key
-        self._deaf: set[str] = set()  # endpoints that are not listened at for a while
-        self._deaf_until, self._told_at = 0.0, -_SAY_EVERY_S
 
     def open_sockets(self) -> None:
         """Lock the directory and bind. Raises TransportError."""
@@ -109,6 +109,7 @@ class StageServer:
         self._bulk = self._context.socket(zmq.ROUTER)
         socket_options(self._bulk)
         self._bulk.setsockopt(zmq.AFFINITY, _BULK_THREAD)
+        ports: list[int] = []
         for socket, endpoint in (
             (self._router, listen_keys.control),
             (self._pull, listen_keys.data),
@@ -117,50 +118,18 @@ class StageServer:
             if problem := endpoint_problem(endpoint, exposed=self._exposed):
                 raise TransportError(problem)
             self.curve_auth.protect_socket(socket)
+            socket.setsockopt(zmq.MAXMSGSIZE, MAX_NETWORK_BYTES)
             try:
                 socket.bind(endpoint)
             except zmq.ZMQError as error:
                 raise TransportError(f"cannot listen at {endpoint}: {error}") from error
+            socket.setsockopt(zmq.MAXMSGSIZE, MAX_DATA_BYTES)  # of what is bound after it
+            ports.append(int(endpoint.rpartition(":")[2]))
+        self.curve_auth.strangers.start(ports)
 
-    def spare_descriptors(self, now: float) -> str:
-        """Stop listening on the network while strangers' connections use up this process's files,
-        and listen again when they have been closed; call it several times a second.
-
-        Connections that have proved a key stay. Returns what people are to be told, or ''.
-        """
-        if self._listen_keys is None:
-            return ""
-        if self._deaf_until:
-            if now < self._deaf_until or open_share() > _SHARE:
-                return ""
-            try:
-                self._each_endpoint(lambda socket, endpoint: socket.bind(endpoint))
-            except zmq.ZMQError:  # somebody has taken the port: the next try is in a moment
-                return ""
-            self._deaf_until = 0.0
-            return ""
-        if open_share() <= _SHARE:
-            return ""
-        with contextlib.suppress(zmq.ZMQError):
-            self._each_endpoint(lambda socket, endpoint: socket.unbind(endpoint))
-        self._deaf_until = now + 1.2 * HANDSHAKE_MS / 1000
-        if now - self._told_at < _SAY_EVERY_S:
-            return ""
-        self._told_at = now
-        return (
-            "many connections without a key use up the stage's files: it takes no new ones for "
-            "some seconds; peers that have joined go on"
-        )
-
-    def _each_endpoint(self, do: Callable[[zmq.asyncio.Socket, str], object]) -> None:
-        keys = self._listen_keys
-        assert keys is not None
-        assert self._bulk is not None
-        listening = {keys.control: self._router, keys.data: self._pull, keys.weights: self._bulk}
-        for endpoint, socket in listening.items():
-            if (endpoint in self._deaf) == (self._deaf_until > 0.0):
-                do(socket, endpoint)
-                self._deaf ^= {endpoint}
+    def news_of_strangers(self) -> str:
+        """Return what people are to be told of connections without a key, or ''."""
+        return "" if self.curve_auth is None else self.curve_auth.strangers.news()
 
     @property
     def accepts_remote(self) -> bool:
@@ -255,12 +224,12 @@ class StageServer:
 
     def close(self) -> None:
         """Send queued messages (for a second at most), then close."""
+        if self.curve_auth is not None:
+            self.curve_auth.close()
         for socket in (self._router, self._pull):
             socket.close(linger=1000)
         if self._bulk is not None:
             self._bulk.close(linger=0)
-        if self.curve_auth is not None:
-            self.curve_auth.close()
         self._context.term()
         if self._bound:
             with contextlib.suppress(OSError):  # the directory may be gone with the run

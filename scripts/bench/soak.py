@@ -179,10 +179,14 @@ class Soak:
                     most[name, unit] = max(value, most.get((name, unit), 0.0))
         for (name, unit), value in most.items():
             self._note(name, unit, at, value)
-        for name, place in (("memory files", SHARED_MEMORY), ("sockets", self.sockets)):
-            self._note(name, "entries", at, _entries(place))
-        temporary = Path(tempfile.gettempdir()).glob(f"darts-{os.getuid()}-*")
-        self._note("temporary directories", "entries", at, len(list(temporary)))
+        self._note("memory files", "entries", at, sum(map(_entries, self._own(SHARED_MEMORY))))
+        self._note("sockets", "entries", at, _entries(self.sockets))
+        temporary = self._own(Path(tempfile.gettempdir()))
+        self._note("temporary directories", "entries", at, len(temporary))
+
+    def _own(self, place: Path) -> list[Path]:
+        """Directories of this run's; those of other runs of the machine come and go."""
+        return list(place.glob(f"darts-{os.getuid()}-{self.job.process.pid}-*"))
 
     def verdict_rows(self, seconds: float) -> list[Row]:
         found = [series_row(series, seconds) for _, series in sorted(self._series.items())]
@@ -197,9 +201,8 @@ class Soak:
             found.append(f"it ended with {self.job.process.returncode}, expected 130 (Ctrl-C)")
         if alive := self.job.running_processes():
             found.append(f"processes are left: {', '.join(str(p.pid) for p in alive)}")
-        owner = f"darts-{os.getuid()}-{self.job.process.pid}-*"
         for place in (SHARED_MEMORY, Path(tempfile.gettempdir())):
-            found += [f"left behind: {path}" for path in place.glob(owner)]
+            found += [f"left behind: {path}" for path in self._own(place)]
         found += step_problems(self.run)
         trained = times_trained(self.run)
         passes = set(trained.values())

@@ -111,6 +111,21 @@ def test_missing_ranks_are_named() -> None:
         host_rendezvous(store, OPEN, 3, lambda h: answers("1", h), 0.2)
 
 
+class Gone(Shelf):
+    """A store whose process has ended: torch's raises errors of several lines."""
+
+    def check(self, keys: list[str], /) -> bool:
+        raise RuntimeError("Connection reset by peer\nException raised from recv (a.cpp:1)")
+
+
+@pytest.mark.fault("rank 0 ends before a rank has its place", part="network", by="direct")
+def test_a_rank_whose_store_is_gone_says_where_the_reason_is() -> None:
+    """Promise: one line that names rank 0's machine, and no traceback. Bound: at its next look."""
+    with pytest.raises(RendezvousError, match="rank 0, .* has ended") as raised:
+        join_rendezvous(Gone(), OPEN, 1, hello_of("a"), 20)
+    assert "\n" not in str(raised.value)
+
+
 def test_a_rank_that_is_refused_ends_with_the_reason() -> None:
     store = Shelf()
     with ThreadPoolExecutor(2) as pool:

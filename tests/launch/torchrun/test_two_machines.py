@@ -6,6 +6,7 @@ import json
 import os
 import re
 import stat
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -33,6 +34,7 @@ from tests.launch.jobs.listening import listening
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 SMALL = ["nodes.learners=spread", "learner.ranks=2", "learner.zero=1", "engine.count=2"]
 """Two ranks a machine: l0 e0 and l1 e1."""
+PORT = 24_000  # nodes.port
 MINUTES = pytest.mark.skipif(
     "DARTS_MULTINODE" not in os.environ, reason="minutes: make test-multinode"
 )
@@ -104,6 +106,44 @@ def check_listeners(job: Started, address: str) -> None:
     assert not wide, wide
 
 
+_TRY = """
+import json, socket, sys
+from concurrent.futures import ThreadPoolExecutor
+def comes_in(place):
+    try:
+        socket.create_connection(tuple(place), timeout=2).close()
+    except OSError:
+        return ""
+    return place[1]
+with ThreadPoolExecutor(50) as pool:
+    print(*pool.map(comes_in, json.loads(sys.argv[1])))
+"""
+
+
+def check_who_may_connect(machines: Machines, jobs: list[Started]) -> None:
+    """Of all ports at which the parts of both machines listen, the other machine reaches the
+    stage's three, where a key is asked for, and the store that rank 0 keeps for torchrun. So once
+    the learner ranks have met nobody connects to gloo or to their rendezvous."""
+    tried, reached, store = 0, set[int](), set[int]()
+    for machine, job in enumerate(jobs):
+        parts = [p for p in job.running_processes() if "torch.distributed.run" not in p.cmdline()]
+        first = {part.pid for part in parts if "launch.torchrun" in part.cmdline()}
+        found = listening(part.pid for part in parts)
+        store |= {port for _, port, pid in found if pid in first}
+        places = sorted({(host, port) for host, port, _ in found})
+        tried += len(places)
+        asked = [sys.executable, "-c", _TRY, json.dumps(places)]
+        done = subprocess.run(
+            machines.command_on(1 - machine, asked), capture_output=True, text=True, check=True
+        )
+        reached |= {int(port) for port in done.stdout.split()}
+    stage = {PORT, PORT + 1, PORT + 2}
+    assert stage <= reached
+    assert reached - stage == store
+    assert len(store) == 1
+    assert tried > len(reached), "nobody listened for gloo"
+
+
 def fetched(log: Path) -> list[int]:
     """Versions that were fetched from the other machine."""
     return [int(version) for version in re.findall(r"version (\d+): fetched", log.read_text())]
@@ -119,15 +159,20 @@ def check_secrets(run: Path, seen: str) -> None:
 
 
 @MINUTES
+@pytest.mark.fault("strangers try every port of a job over two machines", part="peers",
+                   by="process")  # fmt: skip
 def test_two_machines_train_together_and_a_guest_joins_by_its_key_file(
     machines: Machines, tmp_path: Path
 ) -> None:
+    """Promise: a stranger connects to the stage's ports alone, which ask for a key, and to
+    torchrun's store; a guest joins by the key file. Bound: once the learner ranks have met.
+    """
     run, key = tmp_path / "two", tmp_path / "two" / "join.key"
-    steps = 12
+    steps = 24
     with ExitStack() as stack:
 
         def started(machine: int) -> Started:
-            overrides = [*SMALL, *SIMULATED, f"step.count={steps}"]
+            overrides = [*SMALL, *SIMULATED, f"step.count={steps}", f"nodes.port={PORT}"]
             return stack.enter_context(start(machines, machine, run, overrides))
 
         jobs = [started(0), started(1)]
@@ -138,6 +183,8 @@ def test_two_machines_train_together_and_a_guest_joins_by_its_key_file(
         command = machines.command_on(1, [*guest, "--name", "guest"])
         joined = Started(command, tmp_path / "guest-supervisor.log", tmp_path)
         jobs.append(stack.enter_context(joined))
+        until(jobs, lambda: len(lines(run / "metrics.jsonl", "step")) >= 1)
+        check_who_may_connect(machines, jobs[:2])
         for job in jobs:
             assert job.wait(240) == 0, job.text
         pids = {job.process.pid for job in jobs}

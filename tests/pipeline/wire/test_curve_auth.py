@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import queue
 import socket
 import stat
@@ -106,7 +105,7 @@ async def nothing_heard(server: StageServer, seconds: float = 0.5) -> None:
 async def until_refused(server: StageServer, count: int = 1) -> None:
     assert server.curve_auth is not None
     async with asyncio.timeout(SECONDS):
-        while server.curve_auth.refused < count:  # noqa: ASYNC110
+        while server.curve_auth.strangers.refused < count:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 
 
@@ -177,7 +176,7 @@ async def test_a_peer_that_is_denied_tries_again_and_ends_by_naming_the_reason(
     assert isinstance(message, Refused)
     assert message.why.endswith(": the stage does not know this key")
     assert server.curve_auth is not None
-    assert server.curve_auth.refused > 1
+    assert server.curve_auth.strangers.refused > 1
 
 
 def slow_to_send(monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> None:
@@ -389,31 +388,3 @@ def test_a_secret_is_not_printed(listen_keys: ListenKeys) -> None:
     for text in (repr(listen_keys), repr(peer_keys), str(E0), f"{peer_keys.keys}"):
         assert SERVER.secret not in text
         assert E0.secret not in text
-
-
-@pytest.mark.fault("strangers open connections until the stage has no file left", part="peers",
-                   by="socket")  # fmt: skip
-async def test_strangers_connections_are_bounded_and_peers_join_again(
-    server: StageServer, listen_keys: ListenKeys, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Promise: past half of its files the stage takes no connection from the network for some
-    seconds, says so, and then listens again; who has joined goes on. Bound: 6 s.
-    """
-    shares = {"now": 0.1}
-    monkeypatch.setattr("pipeline.wire.server.open_share", lambda: shares["now"])
-    port = int(listen_keys.control.rpartition(":")[2])
-    assert server.spare_descriptors(0.0) == ""
-    socket.create_connection(("127.0.0.1", port), timeout=5).close()
-    shares["now"] = 0.6
-    assert "use up the stage's files" in server.spare_descriptors(1.0)
-    deadline = time.monotonic() + 5
-    with contextlib.suppress(ConnectionError):
-        while time.monotonic() < deadline:
-            socket.create_connection(("127.0.0.1", port), timeout=5).close()
-            await asyncio.sleep(0.05)
-    with pytest.raises(ConnectionError):
-        socket.create_connection(("127.0.0.1", port), timeout=5)
-    shares["now"] = 0.1
-    assert server.spare_descriptors(2.0) == ""
-    server.spare_descriptors(1.0 + 6.1)
-    socket.create_connection(("127.0.0.1", port), timeout=5).close()
