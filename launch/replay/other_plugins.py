@@ -136,6 +136,7 @@ def simulated(
             header.prompt_tokens,
             header.tags,
             header.variants,
+            header.solutions,
         ),
         machines,
         workload,

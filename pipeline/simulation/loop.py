@@ -229,6 +229,9 @@ class Simulation:
     def _judge(self, command: RequestReward) -> None:
         response = self._responses.get(command.trajectory)
         value = response.reward_at(command.finish) if response is not None else 0.0
+        member = self.coordinator.core.trajectories.get(command.trajectory)
+        if member is not None and member.foreign:
+            value = 1.0  # the data's solutions are right
         self._wanted[command.trajectory] = self._serial
         self.at(
             self.now + self.machines.reward_s + self.machines.delay_s,
