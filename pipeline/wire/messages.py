@@ -259,9 +259,7 @@ class TrainMember(msgspec.Struct, frozen=True, kw_only=True):
 
     trajectory: Count
     response: bytes  # int32
-    behaviour: bytes
-    """float32, logprob of each response token when it was sampled; 0 where it was appended. Empty:
-    nobody knows it (`foreign`)."""
+    behaviour: bytes  # float32, logprob of each token when sampled; else 0; empty: nobody knows it
     appended: tuple[tuple[Count, Count], ...] = ()
     """(first, count) of response tokens that the environment appended: never trained on."""
     reward: float
@@ -274,8 +272,7 @@ class TrainMember(msgspec.Struct, frozen=True, kw_only=True):
     old: bytes = b""
     """float32, logprob of each response token under the version that sampled it. NaN: the version
     is the one that the step begins with, so the rank knows it; empty: all tokens are such."""
-    foreign: bool = False
-    """It was not sampled for this group."""
+    foreign: bool = False  # not sampled for this group
     prompt: bytes = b""
     """int32, of a member with a prompt of its own; empty: it has the group's."""
 

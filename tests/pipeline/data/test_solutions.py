@@ -66,7 +66,7 @@ def test_a_field_that_no_row_has_and_a_value_that_is_no_text_are_named(
 
 
 def test_a_built_in_task_has_solutions_that_are_right(tokenizer: Tokenizer) -> None:
-    data = load_train(DataConfig(solution="solution"), tokenizer, 128)
+    data = load_train(DataConfig(solution="worked_solution"), tokenizer, 128)
     for item in data.items[:50]:
         text = tokenizer.decode(np.frombuffer(item.solution, "<i4").tolist())
         assert text.rpartition("#")[2] == item.answer
