@@ -48,8 +48,12 @@ class Ended(msgspec.Struct, frozen=True, tag_field="what", tag="group"):
     variants: dict[int, str] = {}  # id -> what stood behind its prompt
     forks: dict[int, tuple[int, int]] = {}  # id -> the member whose first tokens it had, how many
 
+    foreign: dict[int, str] = {}  # id -> source of what was not sampled for this group
+
     def own(self, member: Candidate) -> int:
         """Its tokens, less those that it began with: they are counted where they were sampled."""
+        if member.id in self.foreign:
+            return 0
         return member.tokens - self.forks.get(member.id, (0, 0))[1]
 
     @property

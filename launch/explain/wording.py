@@ -20,6 +20,7 @@ _LATE_S = 0.1  # lines have the time of their writing: a step may seem to begin 
 
 _ACTIONS = {
     "Sample": "more candidates",
+    "Include": "add a response that was not sampled here",
     "Abort": "stop and leave out",
     "Stop": "end now, keep the tokens",
     "Park": "set aside",
@@ -27,6 +28,10 @@ _ACTIONS = {
     "Finalize": "choose",
     "Defer": "give the prompt back",
     "Drop": "drop the group",
+}
+_SOURCES = {
+    "stored": "the prompt's newest success that was trained on before",
+    "solution": "the data's solution (data.solution)",
 }
 _FATES = {
     "dropped": "dropped (its prompt is not used again in this epoch)",
@@ -92,6 +97,8 @@ def story_in_words(story: Story, text: str, step: StepFacts | None) -> Iterator[
     yield from _table(story, ended)
     for member, variant in ended.variants.items():
         yield f"{member} had {variant} of the data behind its prompt"
+    for member, source in ended.foreign.items():
+        yield f"{member} was not sampled here: {_SOURCES.get(source, source)}"
     for member, (origin, tokens) in ended.forks.items():
         yield f"{member} began with the first {tokens} tokens of {origin}"
     if gone := sorted(_left_before(story, ended)):

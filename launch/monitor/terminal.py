@@ -193,6 +193,9 @@ def _mechanisms(result: dict[str, Any]) -> Iterator[str]:
         yield f"adaptive: {known} of {planned} prompts known, {pruned} groups at M_up pruned"
     if shaped := result.get("rewards_shaped"):
         yield f"overlong: {shaped} rewards shaped"
+    if foreign := result.get("foreign"):
+        members, tokens = foreign["members"], count(foreign["tokens"])
+        yield f"foreign: {members} responses trained on that were not sampled here, {tokens} tokens"
     if (times := result.get("generation", {})).get("predicted_s"):
         expected, measured = times["predicted_s"], times["measured_s"]
         yield f"generation: {measured:.1f} s, {expected:.1f} s expected by the budget"

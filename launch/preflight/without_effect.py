@@ -23,6 +23,8 @@ from pipeline.stage.build import spare_groups
 
 _HOLDS = {"pilot_commit", "xrpo"}
 """Selectors of the house that hold groups."""
+_INCLUDES = {"luffy"}
+"""Those that include solutions of the data."""
 
 
 def without_effect(config: Config) -> list[str]:
@@ -99,6 +101,11 @@ def _learner(config: Config) -> Iterator[tuple[str, str]]:
     decay = section.reference_decay
     if section.reference != "average" and decay != LearnerConfig().reference_decay:
         yield "learner.reference_decay", f"{decay:g}, but learner.reference is not average"
+    if gamma := section.policy_shaping:
+        if not config.data.solution:
+            yield "learner.policy_shaping", f"{gamma:g}, but no data.solution is trained on"
+        elif config.loss.name == "drpo":
+            yield "learner.policy_shaping", f"{gamma:g}, but the loss drpo weighs whole responses"
     longest = config.sampling.max_tokens + config.data.max_prompt_tokens
     cap = section.tokens_per_micro_batch
     if cap < longest:
@@ -182,6 +189,10 @@ def _prompts(config: Config) -> Iterator[tuple[str, str]]:
         yield "batch.replay.fresh", f"{share:g}, but step.keep is 0: nothing is there to replay"
     elif step.keep and config.batch.name in {*registry.builtin_names("batch")} - {"replay"}:
         yield "step.keep", f"{step.keep}, but batch {config.batch.name} replays nothing"
+    without = {*registry.builtin_names("selector")} - _INCLUDES
+    if config.data.solution and config.selector.name in without:
+        why = f"selector {config.selector.name} puts no solution into a group"
+        yield "data.solution", f"{config.data.solution}, but {why}"
     hold_none = {*registry.builtin_names("selector")} - _HOLDS
     if step.hold and config.selector.name in hold_none:
         yield "step.hold", f"{step.hold:g}, but selector {config.selector.name} holds no group"

@@ -62,7 +62,14 @@ def fresh_coordinator(recording: Recording, plugins: Plugins) -> Coordinator:
         plugins: fresh ones, of the recorded names and options.
     """
     header = recording.header
-    return Coordinator(header.settings, plugins, header.prompt_tokens, header.tags, header.variants)
+    return Coordinator(
+        header.settings,
+        plugins,
+        header.prompt_tokens,
+        header.tags,
+        header.variants,
+        header.solutions,
+    )
 
 
 def replay(

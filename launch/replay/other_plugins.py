@@ -137,6 +137,7 @@ def simulated(
             header.prompt_tokens,
             header.tags,
             header.variants,
+            header.solutions,
         ),
         machines,
         workload,

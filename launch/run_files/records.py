@@ -46,6 +46,7 @@ class StepLine(msgspec.Struct, frozen=True, kw_only=True):
     ledger: dict[str, int] = {}  # tokens by account, since the start of the run
     paced: str = ""  # emulated pace, in words
     tokens_max: float | None = None
+    foreign: dict[str, int] = {}  # members trained on that were not sampled here, their tokens
     audit: Audit | None = None
     learner: dict[str, float | None] = {}  # metrics of the loss; None: not finite
 

@@ -44,5 +44,10 @@ def subject_in(config: Config, arguments: str = "") -> Subject:
         return build.build_plugins(msgspec.structs.replace(config, seed=seed))
 
     settings = build.coordinator_settings(config, prompts=_PROMPTS, stop_tokens=_STOP)
-    columns = config.data.variants
-    return Subject(settings=settings, make=make, columns=columns, arguments=arguments)
+    return Subject(
+        settings=settings,
+        make=make,
+        columns=config.data.variants,
+        solved=bool(config.data.solution),
+        arguments=arguments,
+    )

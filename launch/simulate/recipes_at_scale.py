@@ -42,6 +42,7 @@ NOT_SIMULATED = {
     "echo": "prunes by how confidence moves within a response, which a modelled one has not",
     "grpo": "is synchronous rollout, the baseline",
     "loong_rl": "is plain GRPO; the method is in the data",
+    "luffy": "is plain GRPO beside solutions of the data, which cost an engine nothing",
     "scope": "needs a reward that scores the steps of a response",
 }
 """Recipes that a simulation of time has nothing to say of, and why."""

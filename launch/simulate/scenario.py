@@ -174,10 +174,15 @@ def begin_simulation(
         limits=Timeouts(close_s=config.learner.close_s),
         turns=0,
     )
-    # Texts of variants are not modelled: each is as long as its prompt.
+    # Texts of variants and solutions are not modelled: each is as long as its prompt.
     variants = dict.fromkeys(config.data.variants, prompt_tokens)
+    solutions = [bytes(4 * n) for n in prompt_tokens] if config.data.solution else []
     coordinator = Coordinator(
-        numbers, build.build_plugins(config), prompt_tokens, variants=variants
+        numbers,
+        build.build_plugins(config),
+        prompt_tokens,
+        variants=variants,
+        solutions=solutions,
     )
     simulation = Simulation(coordinator, machines, workload, prompt_tokens, learn, observers)
     simulation.begin()

@@ -68,6 +68,9 @@ class MicroBatch:
     """Ids, in the order of the rows."""
     old_BT: Tensor | None = None
     """Old logprobs that came with the members, NaN where the rank's own hold; None: all do."""
+    foreign_B: Tensor | None = None
+    """1.0 for members that were not sampled for their group; None: there is none. The behaviour
+    logprobs of one that has none are NaN."""
 
 
 def trained_members(group: TrainGroup) -> list[TrainMember]:
@@ -132,7 +135,7 @@ def _assemble(
     held = np.zeros(mask.shape, dtype=np.bool_)
     for row, (member, response) in enumerate(zip(members, responses, strict=True)):
         _check_lengths(member, len(response))
-        behaviour[row, : len(response)] = floats(member.behaviour)
+        behaviour[row, : len(response)] = floats(member.behaviour) if member.behaviour else np.nan
         advantages[row, : len(response)] = (
             floats(member.token_advantages) if member.token_advantages else member.advantage
         )
@@ -142,6 +145,7 @@ def _assemble(
             mask[row, first : first + count] = 0.0
         if member.old:
             old[row, : len(response)] = floats(member.old)
+    foreign = [float(member.foreign) for member in members]
     appended = any(member.appended for member in members)
     packed = pack_whole(
         [(prompt, [ints(member.response) for member in found]) for prompt, found in parts], device
@@ -159,19 +163,25 @@ def _assemble(
         group_B=torch.tensor(groups, device=device),
         trajectories=tuple(member.trajectory for member in members),
         old_BT=torch.from_numpy(old).to(device) if any(m.old for m in members) else None,
+        foreign_B=torch.tensor(foreign, device=device) if any(foreign) else None,
     )
 
 
 def _check_lengths(member: TrainMember, tokens: int) -> None:
     """Raise ValueError if the member has numbers for more or fewer tokens than its response has."""
     given = {
-        "behaviour logprobs": len(member.behaviour) // 4,
+        "behaviour logprobs": tokens if _unknown(member) else len(member.behaviour) // 4,
         "old logprobs": len(member.old) // 4 if member.old else tokens,
         "advantages": len(member.token_advantages) // 4 if member.token_advantages else tokens,
     }
     for what, count in given.items():
         if count != tokens:
             raise ValueError(f"trajectory {member.trajectory}: {tokens} tokens, {count} {what}")
+
+
+def _unknown(member: TrainMember) -> bool:
+    """Return True if nobody knows what its tokens were sampled with."""
+    return member.foreign and not member.behaviour
 
 
 def pack_whole(

@@ -11,6 +11,26 @@ from __future__ import annotations
 from torch import Tensor
 
 
+def shaped_weights(logprobs_BT: Tensor, gamma: float) -> Tensor:
+    """Return the weight of tokens whose behaviour logprob is not known, with p = exp(logprob).
+
+    With gamma 0 it is 1: the gradient is A times that of the logprob, and nothing is clipped. Else
+    the objective is f(p) A with f(p) = p / (p + gamma), whose gradient is that of the logprob times
+
+        p f'(p) A = gamma p / (p + gamma)^2 A    at most A / 4, at p = gamma
+
+    so that unlikely tokens are learned from and likely ones left alone.
+    Source: policy shaping of LUFFY, arXiv 2504.14945, gamma 0.1 there.
+
+    Args:
+        logprobs_BT: logprobs under the weights being trained, nats.
+    """
+    if not gamma:
+        return logprobs_BT.new_ones(logprobs_BT.shape)
+    p_BT = logprobs_BT.exp()
+    return gamma * p_BT / (p_BT + gamma).square()
+
+
 def importance_weights(
     old_BT: Tensor, behaviour_BT: Tensor, *, mode: str, cap: float, mask_BT: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,7 @@ from learner.step.importance_weights import (
     drifted_rows,
     importance_weights,
     rejected_rows,
+    shaped_weights,
 )
 from learner.step.loss_state import LossState
 from learner.streaming.fixed_logprobs import ByTrajectory, align
@@ -85,11 +86,18 @@ class LossPass:
             old_BT = batch.old_BT.where(batch.old_BT.isfinite(), old_BT)
         if reference:
             reference_BT = align(reference, batch.trajectories, found.mask_BT, found.logprobs_BT)
+        # Nobody knows what a foreign response was sampled with: it counts as sampled now.
+        unknown_BT, now_BT = found.behaviour_BT.isnan(), found.logprobs_BT.detach()
+        old_BT = now_BT.where(unknown_BT, old_BT)
         # outside the mask the behaviour logprob is a meaningless zero
-        behaviour_BT = found.behaviour_BT.where(found.mask_BT > 0, old_BT)
+        known_BT = (found.mask_BT > 0) & ~unknown_BT
+        behaviour_BT = found.behaviour_BT.where(known_BT, old_BT)
         mode = self._importance
         importance_BT, cut_BT = importance_weights(
             old_BT, behaviour_BT, mode=mode, cap=section.importance_cap, mask_BT=found.mask_BT
+        )
+        importance_BT = shaped_weights(now_BT, section.policy_shaping).where(
+            unknown_BT, importance_BT
         )
         rejected_B = rejected_rows(
             old_BT,
@@ -100,7 +108,7 @@ class LossPass:
         )
         if section.reject_drift:
             drifted_B = drifted_rows(
-                found.logprobs_BT.detach(), behaviour_BT, found.mask_BT, limit=section.reject_drift
+                now_BT, behaviour_BT, found.mask_BT, limit=section.reject_drift
             )
             rejected_B = rejected_B.maximum(drifted_B * (found.advantages_B < 0))
         entropy_BT = found.entropy_BT
@@ -121,9 +129,13 @@ class LossPass:
             metrics["entropy"] = (entropy_BT.detach() * count_BT).sum().item()
             if bonus:
                 loss = loss - bonus * entropy
+        own_BT = count_BT  # of tokens that an engine sampled for their group
+        if batch.foreign_B is not None:
+            own_BT = count_BT * (1 - batch.foreign_B).unsqueeze(1)
+            metrics["foreign"] = (count_BT - own_BT).sum().item()
         if mode != "off":
-            metrics["importance"] = (importance_BT * count_BT).sum().item()
-            metrics["importance_cut"] = (cut_BT * count_BT).sum().item()
+            metrics["importance"] = (importance_BT * own_BT).sum().item()
+            metrics["importance_cut"] = (cut_BT * own_BT).sum().item()
         if section.reject_below or section.reject_band or section.reject_drift:
             metrics["rejected"] = (rejected_B.unsqueeze(1) * count_BT).sum().item()
         return loss, metrics

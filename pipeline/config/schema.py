@@ -64,6 +64,9 @@ class DataConfig(Section, frozen=True, kw_only=True):
     variants: tuple[allowed.FieldName, ...] = ()
     """Fields whose text a plug-in may put behind the prompt of some members, as a hint: each line
     that is trained on must have them. They count with the prompt where its length is limited."""
+    solution: allowed.OptionalFieldName = ""
+    """Field with a worked solution as the model would write it, which a plug-in may put into the
+    prompt's group as one more response; lines may lack it. Empty: none."""
     bad_lines: Literal["stop", "skip"] = "stop"
     """Action on a malformed line: `stop` before anything starts, or `skip` it, with a count."""
     chat: Literal["auto", "always", "never"] = "auto"
@@ -249,6 +252,9 @@ class LearnerConfig(Section, frozen=True, kw_only=True):
     reject_drift: NonNegativeFloat = 0.0
     """Leave out responses of negative advantage whose logprob has fallen since they were sampled,
     by more than this a token on average, nats (DeepSeek-V3.2). They count in the mean. 0: none."""
+    policy_shaping: NonNegativeFloat = 0.0
+    """Gamma of LUFFY's policy shaping (there 0.1): tokens that no engine sampled (`data.solution`)
+    have the objective p / (p + gamma) times the advantage, unclipped. 0: their weight is 1."""
     max_staleness: NonNegativeInt = 0
     """Weight versions that a token may be older than the weights it updates. 0: on-policy. Above 0
     the next steps' prompts go out before the update, and the loss corrects for it: it clips the

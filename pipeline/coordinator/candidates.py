@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.coordinator.groups import Group, Trajectory, TrajectoryState
 from pipeline.coordinator.state import CoordinatorState, Settings
-from pipeline.plugins.actions import Allocation, AnyAction, Sample
+from pipeline.plugins.actions import Allocation, AnyAction, Include, Sample
 from pipeline.plugins.variants import column_and_share
 from pipeline.wire.messages import floats
 
@@ -29,7 +29,7 @@ def variant_refusal(core: CoordinatorState, group: Group, action: Sample) -> str
 
 def forkable(settings: Settings, origin: Trajectory) -> int:
     """First response tokens of a member that a fork may begin with, at most."""
-    if origin.state is TrajectoryState.ABORTED:
+    if origin.state is TrajectoryState.ABORTED or origin.foreign:
         return 0
     end = origin.held - (origin.last_token in settings.stop_tokens)
     if origin.turns:  # tokens of an environment are not continued, nor is a turn that is over
@@ -64,8 +64,17 @@ def begin_as_fork(member: Trajectory, origin: Trajectory, at: int) -> None:
     member.old += origin.old[: 4 * at]
 
 
+def ids_of(action: AnyAction, group: Group) -> list[int]:
+    """Members that an action names, or the one that it has just put into its group."""
+    if isinstance(action, Include):
+        return [group.members[-1].id]
+    return list(getattr(action, "ids", ()))
+
+
 def record(action: AnyAction) -> dict[str, object]:
     """What a decision's record says of candidates that are not just the prompt's."""
+    if isinstance(action, Include):
+        return {"source": action.source}
     if not isinstance(action, Sample) or not (action.variant or action.fork):
         return {}
     return {"n": action.n, "variant": action.variant, "fork": action.fork}
@@ -75,5 +84,6 @@ def records(group: Group) -> dict[str, object]:
     """What the group's record says of such members, by id."""
     variants = {str(m.id): m.variant for m in group.members if m.variant}
     forks = {str(m.id): [m.fork, m.prefix] for m in group.members if m.prefix}
-    found: dict[str, object] = {"variants": variants} if variants else {}
-    return found | ({"forks": forks} if forks else {})
+    foreign = {str(m.id): m.foreign for m in group.members if m.foreign}
+    found: dict[str, object] = {"variants": variants, "forks": forks, "foreign": foreign}
+    return {name: of for name, of in found.items() if of}

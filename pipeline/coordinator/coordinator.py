@@ -73,13 +73,15 @@ class Coordinator:
         prompt_tokens: Sequence[int],
         tags: Sequence[str] = (),
         variants: Mapping[str, Sequence[int]] | None = None,
+        solutions: Sequence[bytes] = (),
     ) -> None:
         """
         Args:
             prompt_tokens, tags: length and kind of each training prompt.
             variants: column of the data that may stand behind a prompt -> its tokens, for each.
+            solutions: the data's response to each, int32; empty where it has none.
         """
-        self.core = CoordinatorState(settings, plugins, prompt_tokens, tags, variants)
+        self.core = CoordinatorState(settings, plugins, prompt_tokens, tags, variants, solutions)
         self.run = self.core.run
         self.scheduler = Scheduler(self.core)
         self.evaluations = Evaluations(self.core)

@@ -91,6 +91,7 @@ class GroupAdvantages:
             entropy=member.entropy,
             versions=tuple(member.versions),
             variant=member.variant,
+            foreign=member.foreign,
         )
 
     def _check(self, group: Group, answer: object, members: Sequence[Outcome]) -> None:

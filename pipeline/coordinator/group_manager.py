@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pipeline.coordinator import rollouts
 from pipeline.coordinator.candidates import begin_as_fork, records
 from pipeline.coordinator.events import CancelReward, ForgetGroup, KeepRollouts, RequestReward
+from pipeline.coordinator.foreign import ForeignResponses
 from pipeline.coordinator.groups import (
     UNENDED,
     Group,
@@ -34,6 +35,7 @@ class GroupManager:
         self._core, self._scheduler = core, scheduler
         self.token_stream = TokenStream(core)
         self.replay_buffer = ReplayBuffer(core)
+        self.foreign = ForeignResponses(core)
         self.deferred: deque[tuple[int, int]] = deque()  # (prompt, next attempt), oldest first
         self.outstanding: dict[int, int] = {}  # prompt of a live training group -> attempt
         self.issued = self.ended_trained = self.ended_dropped = 0  # prompts
@@ -102,6 +104,17 @@ class GroupManager:
             group.members.append(trajectory)
             self._scheduler.enqueue(trajectory)
 
+    def include(self, group: Group, source: str) -> Trajectory:
+        """A response of one of `foreign.sources` becomes a member that has finished."""
+        member = self.foreign.member(group, source)
+        self._core.trajectories[member.id] = member
+        group.members.append(member)
+        group.arrivals.append(member.id)
+        group.included.append(source)
+        if not member.scored:
+            self.request_reward(group, member)
+        return member
+
     def request_reward(self, group: Group, trajectory: Trajectory) -> None:
         """Ask for the reward of an ended member; of one that is judged with its whole group, once
         that can be."""
@@ -162,6 +175,8 @@ class GroupManager:
             return
         if state is GroupState.TRAINED and core.settings.keep:
             self.replay_buffer.keep(group)
+        if state is GroupState.TRAINED:
+            self.foreign.keep(group)
         if group.is_sent and state is not GroupState.TRAINED:
             core.emit(ForgetGroup(rank=group.rank, group=group.id))
         self.token_stream.close_group(group)
@@ -270,8 +285,8 @@ class GroupManager:
         ]
         if not listeners:
             return
-        held = [m for m in group.members if m.sampled]
-        scored = [m for m in group.members if m.reward is not None]
+        held = [m for m in group.candidates if m.sampled]
+        scored = [m for m in group.candidates if m.reward is not None]
         view = EndedView(
             prompt=group.prompt,
             tokens=self._core.prompt_tokens[group.prompt],
@@ -295,7 +310,7 @@ class GroupManager:
     def _prompt_ended(self, group: Group, state: GroupState, why: str) -> None:
         del self.outstanding[group.prompt]
         label = state.value if state is GroupState.TRAINED else f"{state.value}: {why}"
-        rewards = [m.reward for m in group.members if m.reward is not None]
+        rewards = [m.reward for m in group.candidates if m.reward is not None]
         self._core.stats.add_fate(label, rewards)
         if state is GroupState.DEFERRED:
             self.deferred.append((group.prompt, group.attempt + 1))
@@ -323,6 +338,9 @@ class GroupManager:
         self._core.ledger.move(member.own, "open", account, why)
         if account == "trained" and member.state is TrajectoryState.TRUNCATED:
             self._core.ledger.truncated += member.own
+        if account == "trained" and member.foreign:
+            self._core.ledger.foreign += member.sampled
+            self._core.stats.add_foreign(member.sampled)
         del self._core.trajectories[member.id]
 
 

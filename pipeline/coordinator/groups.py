@@ -108,6 +108,7 @@ class Trajectory(msgspec.Struct, kw_only=True):
     variant: str = ""  # what stands behind its prompt, and behind no other's (`Sample`)
     fork: int = -1  # id of the member whose first tokens it began with; -1: none
     prefix: int = 0  # so many of them; they are in the account of whoever sampled them
+    foreign: str = ""  # source of a response that was not sampled for its group (`Include`)
     leg: int = 0  # number of the current leg, or of the next one to be placed
     engine: str = ""  # of the running leg
     tokens: bytearray = msgspec.field(default_factory=bytearray)  # int32
@@ -153,7 +154,7 @@ class Trajectory(msgspec.Struct, kw_only=True):
     @property
     def own(self) -> int:
         """Those of `sampled` that were sampled for it and for no other: its part of the ledger."""
-        return self.sampled - self.prefix
+        return 0 if self.foreign else self.sampled - self.prefix
 
     @property
     def versions(self) -> list[int]:
@@ -264,7 +265,9 @@ class Group(msgspec.Struct, kw_only=True):
     max_tokens: int
     state: GroupState = GroupState.OPEN
     since: float = 0.0
-    sampled: int = 0  # members so far, those that have left the group included
+    sampled: int = 0  # candidates so far, those that have left the group included
+    included: list[str] = msgspec.field(default_factory=list[str])
+    """Sources of the responses that were included, also of those that have left the group."""
     members: list[Trajectory] = msgspec.field(default_factory=list[Trajectory])
     arrivals: list[int] = msgspec.field(default_factory=list[int])  # ids, in order of ending
     audited: bool = False  # sampled to its end though the selector has chosen
@@ -290,6 +293,11 @@ class Group(msgspec.Struct, kw_only=True):
             if found.id == trajectory:
                 return found
         return None
+
+    @property
+    def candidates(self) -> list[Trajectory]:
+        """Its members that were sampled for it: all but the foreign ones."""
+        return [member for member in self.members if not member.foreign]
 
     @property
     def is_open(self) -> bool:

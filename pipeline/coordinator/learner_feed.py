@@ -91,7 +91,8 @@ def train_group(group: Group, step: int, version: int) -> TrainGroup:
                 advantage=advantage,
                 weight=weight,
                 truncated=m.state is TrajectoryState.TRUNCATED,
-                old=old_logprobs.for_training(m, version),
+                old=bytes(m.logprobs) if m.foreign else old_logprobs.for_training(m, version),
+                foreign=bool(m.foreign),
                 token_advantages=_at_tokens(m, tokens),
             )
             for (i, m), advantage, weight, tokens in zip(

@@ -20,7 +20,7 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True):
     fate: str  # the account of its tokens: trained | redundant | dropped | aborted | ...
     why: str  # '' if nothing more is to be said
     tokens: bytes  # int32, appended ones included
-    logprobs: bytes  # float32, of the engine
+    logprobs: bytes  # float32, of the engine; empty: it was sampled by none
     appended: tuple[tuple[int, int], ...] = ()  # (first, count) of tokens that were not sampled
     turns: int = 0
     confidence: float = 0.0  # mean logprob, nats per sampled token
@@ -30,6 +30,7 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True):
     advantage: float | None = None  # None: not trained on
     weight: float = 0.0  # in the loss
     variant: str = ""  # behind its prompt
+    foreign: str = ""  # source of one that was not sampled for its group
 
 
 def wanted(step: int, every: int) -> bool:
@@ -63,6 +64,7 @@ def rollout_of(group: Group, member: Trajectory) -> Rollout:
         advantage=group.advantages[place] if learned else None,
         weight=group.weights[place] if learned else 0.0,
         variant=member.variant,
+        foreign=member.foreign,
     )
 
 

@@ -13,6 +13,7 @@ from pipeline.coordinator import candidates, selection_bias
 from pipeline.coordinator.evaluation import Evaluations
 from pipeline.coordinator.group_advantages import GroupAdvantages, take
 from pipeline.coordinator.group_manager import GroupManager
+from pipeline.coordinator.group_view import STATE_NAMES, group_view
 from pipeline.coordinator.groups import (
     ENDED,
     UNENDED,
@@ -34,6 +35,7 @@ from pipeline.plugins.actions import (
     Enough,
     Finalize,
     Hold,
+    Include,
     NoSignal,
     Park,
     Sample,
@@ -41,32 +43,10 @@ from pipeline.plugins.actions import (
 )
 from pipeline.plugins.interfaces import Every, Finish, Rewarded, SelectorEvent, Wants
 from pipeline.plugins.legality import Table, refusal
-from pipeline.plugins.views import GroupView, MemberView
+from pipeline.plugins.views import GroupView
 
 _NOTHING = Wants()
-_NAMES = {state: state.value for state in TrajectoryState}
 UNDECIDED = "every member has ended and the selector left it open"
-
-
-def member_view(member: Trajectory) -> MemberView:
-    """Makes the selector's view of a member; called for each member at every question."""
-    state, tokens, reward = member.state, member.sampled, member.reward
-    return MemberView(
-        id=member.id,
-        state=_NAMES[state],
-        tokens=tokens,
-        confidence=member.logprob_sum / tokens if tokens else 0.0,
-        entropy=member.entropy,
-        reward=reward,
-        reward_failed=reward is None and member.scored,
-        parts=member.parts,
-        versions=tuple(member.versions),
-        hit_limit=state is TrajectoryState.TRUNCATED and member.limited,
-        variant=member.variant,
-        fork=member.fork,
-        score=member.score,
-        remaining=member.remaining,
-    )
 
 
 class Selection:
@@ -80,7 +60,7 @@ class Selection:
         self._core, self._scheduler = core, scheduler
         self._group_manager, self._evaluations = group_manager, evaluations
         self.rule = GroupAdvantages(core)
-        self._stopped: list[int] = []  # by actions of the answer at hand
+        self._ended_now: list[int] = []  # by actions of the answer at hand
 
     @property
     def wants(self) -> Wants:
@@ -148,7 +128,7 @@ class Selection:
             self.check_evaluated(group)
             return
         core.rewards_moved = True
-        if value is not None:
+        if value is not None and not trajectory.foreign:
             core.statistics.rewarded(value)
             core.stats.add_reward(value, parts)
         if group.state is GroupState.CHOSEN:
@@ -181,9 +161,9 @@ class Selection:
             actions = list(selector.decide(self.view(group), event))
         for action in actions:
             self._carry_out(group, action)
-        stopped, self._stopped = self._stopped, []
-        for trajectory in stopped:
-            if group.is_open:  # what Stop has ended, the selector hears of too
+        ended, self._ended_now = self._ended_now, []
+        for trajectory in ended:
+            if group.is_open:  # it hears of what Stop has ended and Include has added
                 self.ask(group, Finish(trajectory))
         self._nudge(group)
 
@@ -206,29 +186,7 @@ class Selection:
         return [m for m in group.members if m.state in ENDED]
 
     def view(self, group: Group) -> GroupView:
-        core = self._core
-        members = tuple([member_view(m) for m in group.in_order_of_arrival()])
-        oldest = min((m.versions[0] for m in members if m.versions), default=core.version + 1)
-        return GroupView(
-            id=group.id,
-            prompt=group.prompt,
-            size=group.size,
-            budget=group.sampled,
-            step=core.step,
-            now=core.now,
-            members=members,
-            statistics=core.statistics,
-            seed=core.settings.seed,
-            max_tokens=group.max_tokens,
-            version=core.version,
-            max_staleness=core.settings.max_staleness,
-            due=oldest <= core.version - core.settings.max_staleness,
-            opened=group.step,
-            attempt=group.attempt,
-            tag=core.tag(group.prompt),
-            note=group.note,
-            held=group.held,
-        )
+        return group_view(self._core, group, self._group_manager.foreign.sources(group))
 
     def _fault(self, group: Group, action: AnyAction, why: str) -> PluginFault:
         name = type(self._core.plugins.selector).__name__
@@ -240,9 +198,10 @@ class Selection:
             forkable = {m.id: candidates.forkable(settings, m) for m in group.members}
         found = refusal(
             Table(
-                states={m.id: _NAMES[m.state] for m in group.members},
+                states={m.id: STATE_NAMES[m.state] for m in group.members},
                 tokens={m.id: m.sampled for m in group.members},
                 forkable=forkable,
+                foreign=self._group_manager.foreign.sources(group),
                 sampled=group.sampled,
                 most=settings.most_candidates,
                 closed="" if group.is_open else group.state.value,
@@ -265,6 +224,8 @@ class Selection:
         match action:
             case Sample(n=n, variant=variant, fork=fork):
                 group_manager.add_members(group, n, variant, fork)
+            case Include(source=source):
+                self._ended_now.append(group_manager.include(group, source).id)
             case Abort(ids=ids, why=why):
                 self._abort(group, self._members(group, ids), why)
             case Stop(ids=ids, why=why):
@@ -294,7 +255,7 @@ class Selection:
             group=group.id,
             prompt=group.prompt,
             action=type(action).__name__,
-            ids=list(getattr(action, "ids", ())),
+            ids=candidates.ids_of(action, group),
             why=action.why,
             **candidates.record(action),
             **({"kind": action.kind} if action.kind else {}),
@@ -327,7 +288,7 @@ class Selection:
             group.arrivals.append(member.id)
             self._core.stats.lengths.append(member.sampled)
             self._group_manager.request_reward(group, member)
-            self._stopped.append(member.id)
+            self._ended_now.append(member.id)
 
     def _finalize(self, group: Group, action: Finalize) -> None:
         group.audited = self.audited  # then all members continue, to be compared

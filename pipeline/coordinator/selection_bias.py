@@ -34,7 +34,7 @@ def settled(group: Group) -> bool:
 
 def whole(group: Group) -> list[Trajectory]:
     """The candidates that can be compared: ended, with a reward."""
-    return [m for m in group.members if m.state in ENDED and m.reward is not None]
+    return [m for m in group.candidates if m.state in ENDED and m.reward is not None]
 
 
 def kinds(members: Sequence[Trajectory], correct: float) -> list[str]:
@@ -77,7 +77,7 @@ class SelectionBias(msgspec.Struct):
 
         Args:
             sampled: of `whole(group)`, had all of them been trained on.
-            trained: of `group.chosen`, all of which are in `whole(group)`.
+            trained: of `group.chosen`, all of which are in `whole(group)`, or foreign.
             correct: reward from which on a response counts as right.
         """
         if isinstance(trained, NoSignal):
@@ -85,14 +85,16 @@ class SelectionBias(msgspec.Struct):
             return
         members = whole(group)
         place = {m.id: n for n, m in enumerate(members)}
-        chosen = [place[i] for i in group.chosen]
+        chosen = [place[i] for i in group.chosen if i in place]
         self.groups += 1
         self.reward += _shift([m.reward or 0.0 for m in members], chosen)
         self.tokens += _shift([float(m.sampled) for m in members], chosen)
         if isinstance(sampled, NoSignal):
             return
         of = kinds(members, correct)
-        for n, advantage in zip(chosen, trained.values, strict=True):
+        for i, advantage in zip(group.chosen, trained.values, strict=True):
+            if (n := place.get(i, -1)) < 0:
+                continue
             difference = float(advantage - sampled.values[n])
             self.moved += abs(difference)
             self.advantages[of[n]] = self.advantages.get(of[n], 0.0) + difference
@@ -123,4 +125,4 @@ class SelectionBias(msgspec.Struct):
 
 
 def _shift(values: Sequence[float], chosen: Sequence[int]) -> float:
-    return sum(values[n] for n in chosen) / len(chosen) - sum(values) / len(values)
+    return sum(values[n] for n in chosen) / max(1, len(chosen)) - sum(values) / len(values)

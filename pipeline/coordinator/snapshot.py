@@ -14,6 +14,7 @@ import msgspec
 
 from pipeline.coordinator.coordinator import Coordinator
 from pipeline.coordinator.events import AnyCommand, CallEnvironment, RequestReward
+from pipeline.coordinator.foreign import Success
 from pipeline.coordinator.groups import ENDED, Group, GroupState, Kept, TrajectoryState
 from pipeline.coordinator.length_forecast import ForecastState, LengthForecast
 from pipeline.coordinator.running_stats import RunningStatistics, StatisticsState
@@ -39,6 +40,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     next_trajectory: int
     groups: list[Group]
     kept: list[Kept]  # groups that may be trained on again, oldest first
+    stored: list[Success] = []  # newest success of each prompt, oldest first
     deferred: list[tuple[int, int]]
     issued: int
     trained: int
@@ -101,6 +103,7 @@ def take(coordinator: Coordinator) -> Snapshot:
         next_trajectory=next_trajectory,
         groups=[_settled(g) for g in core.groups.values() if g.kind == "train"],
         kept=list(group_manager.replay_buffer.kept.values()),
+        stored=list(group_manager.foreign.stored.values()),
         deferred=list(group_manager.deferred),
         issued=group_manager.issued,
         trained=group_manager.ended_trained,
@@ -155,6 +158,7 @@ def restore(coordinator: Coordinator, snapshot: Snapshot, now: float) -> list[An
     core.statistics = RunningStatistics(snapshot.statistics)
     core.forecast = LengthForecast(snapshot.forecast)
     group_manager.replay_buffer.kept = {kept.group: kept for kept in snapshot.kept}
+    group_manager.foreign.stored = {success.prompt: success for success in snapshot.stored}
     group_manager.deferred.extend(snapshot.deferred)
     group_manager.issued = snapshot.issued
     group_manager.ended_trained, group_manager.ended_dropped = snapshot.trained, snapshot.dropped

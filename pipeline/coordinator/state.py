@@ -118,12 +118,14 @@ class CoordinatorState:
         prompt_tokens: Sequence[int],
         tags: Sequence[str] = (),
         variants: Mapping[str, Sequence[int]] | None = None,
+        solutions: Sequence[bytes] = (),
     ) -> None:
         self.settings = settings
         self.plugins = plugins
         self.prompt_tokens = prompt_tokens  # length of each training prompt
         self._tags = tags  # kind of each, or nothing
         self.variants = variants or {}  # column of the data -> its tokens, for each prompt
+        self.solutions = solutions  # int32, the data's response to each prompt, or nothing
         self.latency = LatencyModel()  # of all engines: they are of one kind
         self.ledger = TokenLedger()
         self.statistics = RunningStatistics()

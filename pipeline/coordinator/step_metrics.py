@@ -21,6 +21,8 @@ LEARNER_WORK = ("ahead_s", "backward_s", "optimizer_s", "publish_s")
 """Metrics of a rank's step that are seconds of its work."""
 
 
+OF_ENGINES = ("mismatch", "importance", "importance_cut")
+"""Metrics of a rank that compare its logprobs with an engine's: nothing of foreign members."""
 PREDICTED = "generation_predicted_s"
 """Seconds in which a budget expects the step to be generated; see `Budget.metrics`."""
 
@@ -73,15 +75,17 @@ def trained_metrics(groups: Iterable[Group]) -> dict[str, float]:
 
     `depth`: longest member trained on, over the median of the group's ended members,
     mean over groups. 1 means that the long half was never learned from.
-    `trained_tokens_mean`: response tokens of a member trained on.
+    `trained_tokens_mean`: response tokens of a member trained on. Foreign members are in neither.
     """
     depths: list[float] = []
     lengths: list[int] = []
     for group in groups:
         if group.replay:
             continue
-        held = {m.id: m.sampled for m in group.members if m.state in ENDED}
-        chosen = [held[i] for i in group.chosen]
+        held = {m.id: m.sampled for m in group.candidates if m.state in ENDED}
+        chosen = [held[i] for i in group.chosen if i in held]
+        if not chosen:
+            continue
         depths.append(max(chosen) / max(1.0, statistics.median(held.values())))
         lengths += chosen
     if not depths:
@@ -150,10 +154,17 @@ def step_metrics(core: CoordinatorState) -> dict[str, Any]:
         **({"choices": dict(stats.choices)} if stats.choices else {}),
         **({"kinds": dict(stats.kinds)} if stats.kinds else {}),
         **({"tokens_replayed": stats.replayed} if stats.replayed else {}),
+        **foreign_metrics(stats.foreign, stats.foreign_tokens),
         **({"topped_up": stats.topped_up} if stats.topped_up else {}),
         **placement_metrics(core),
         "ledger": {"sampled": core.ledger.sampled, **core.ledger.accounts},
     }
+
+
+def foreign_metrics(members: int, tokens: int) -> dict[str, Any]:
+    """`foreign`, members trained on that were not sampled for their group, and their tokens, which
+    count in no metric of tokens sampled or trained; nothing without any."""
+    return {"foreign": {"members": members, "tokens": tokens}} if members else {}
 
 
 def plan_metrics(plan: Mapping[str, float]) -> dict[str, Any]:
@@ -184,6 +195,7 @@ class StepReport:
         self._adaptive: dict[str, int] = {}
         self._kinds: Counter[str] = Counter()
         self._replayed = 0  # tokens
+        self._foreign = self._foreign_tokens = 0  # members, and their tokens
         self._topped_up = 0  # candidates
         self._placement: Counter[str] = Counter()
         self._groups = self._equal = 0  # ended, and those whose rewards were all equal
@@ -207,6 +219,7 @@ class StepReport:
             "groups": {"ended": self._groups, "equal": self._equal},
             **({"kinds": dict(self._kinds)} if self._kinds else {}),
             **({"tokens_replayed": self._replayed} if self._replayed else {}),
+            **foreign_metrics(self._foreign, self._foreign_tokens),
             **({"topped_up": self._topped_up} if self._topped_up else {}),
             **({"placement": dict(self._placement)} if self._placement else {}),
         }
@@ -224,6 +237,8 @@ class StepReport:
         self._kinds.update(stats.choices)
         self._kinds.update(stats.kinds)
         self._replayed += stats.replayed
+        self._foreign += stats.foreign
+        self._foreign_tokens += stats.foreign_tokens
         self._topped_up += stats.topped_up
         if core.settings.placement_order == "longest":
             self._placement["sooner"] += stats.placed_sooner
@@ -273,15 +288,15 @@ class StepReport:
 
     def _means(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Ranks' sums over tokens as means: the loss over the normaliser, the others over the
-        tokens that were computed; the largest stay as they are."""
+        tokens that were computed, those of engines over the ones that were sampled here; the
+        largest stay as they are."""
         if not sums:
             return {}
         whole = max(1.0, self.normaliser)
         computed = sums.get("computed", whole)
+        over = {"loss": whole} | dict.fromkeys(OF_ENGINES, computed - sums.get("foreign", 0.0))
         means = {
-            name: value
-            if name.endswith("_max")
-            else value / (whole if name == "loss" else computed or 1.0)
+            name: value if name.endswith("_max") else value / (over.get(name, computed) or 1.0)
             for name, value in sums.items()
             if name != "computed"
         }

@@ -48,6 +48,8 @@ class StepStats(msgspec.Struct, kw_only=True):
     kinds: dict[str, int] = msgspec.field(default_factory=dict[str, int])
     """Other actions of the selector and the batch rule, by the kind that they name."""
     replayed: int = 0  # response tokens trained on once more
+    foreign: int = 0  # members trained on that were not sampled for their group
+    foreign_tokens: int = 0  # of those
     choices: dict[str, int] = msgspec.field(default_factory=dict[str, int])
     """Groups chosen, by the rule of the selector that chose."""
     topped_up: int = 0  # candidates that a budget gave to open groups
@@ -90,6 +92,11 @@ class StepStats(msgspec.Struct, kw_only=True):
         """Count a group that has ended, with the rewards of its members."""
         self.fates[label] = self.fates.get(label, 0) + 1
         self.equal += len(rewards) > 1 and len(set(rewards)) == 1
+
+    def add_foreign(self, tokens: int) -> None:
+        """Count a member that was trained on and not sampled for its group."""
+        self.foreign += 1
+        self.foreign_tokens += tokens
 
     def add_plan(self, figures: Mapping[str, float]) -> None:
         """Count what the budget says of a plan; the first one of a step is the largest."""

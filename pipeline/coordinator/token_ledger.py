@@ -25,6 +25,7 @@ class TokenLedger(msgspec.Struct, kw_only=True):
     dropped_by: dict[str, int] = msgspec.field(default_factory=dict[str, int])
     truncated: int = 0  # tokens of members trained on that were truncated
     replayed: int = 0  # tokens that were trained on once more; they are in `trained` once
+    foreign: int = 0  # tokens trained on that were not sampled for their group: in no account
     prefilled_again: int = 0  # tokens that a resumed leg had to compute again
     frames_refused: int = 0  # of another epoch, duplicated
     chunks_late: int = 0  # of a leg that had ended

@@ -19,7 +19,7 @@ import numpy as np
 from pipeline.config import hub, rules
 from pipeline.config.schema import DataConfig, SourceConfig
 from pipeline.data.chat_template import ChatTemplate
-from pipeline.data.fields import ANSWERS, Fields, variant_of
+from pipeline.data.fields import ANSWERS, Fields, solution_of, variant_of
 from pipeline.data.files import DataError, Row, rows_of, split_note
 from pipeline.data.items import Dataset, Item, LoadedSource
 from pipeline.data.plain_values import plain
@@ -85,7 +85,9 @@ class _Prepared(msgspec.Struct):
     prompt: str
     templated: bool
     variants: dict[str, str]
+    solution: str
     tokens: bytes = b""
+    solved: bytes = b""
     behind: dict[str, bytes] = {}
 
 
@@ -100,6 +102,7 @@ class _Loading:
         self._chat = ChatTemplate(tokenizer.directory, data)
         self._problems: list[str] = []
         self._columns: tuple[str, ...] = ()  # of variants
+        self._solution = ""  # field of solutions
         self._dropped = self._cut = 0  # of the source being read
         self._used: set[str] = set()  # columns that are arguments of the template
 
@@ -107,6 +110,7 @@ class _Loading:
         """Load all sources, one after another. `count`: prompts of a task."""
         items: list[Item] = []
         self._columns = self._data.variants if split == "train" else ()
+        self._solution = self._data.solution if split == "train" else ""
         loaded: list[LoadedSource] = []
         empty = ""
         source: SourceConfig
@@ -120,7 +124,8 @@ class _Loading:
             fields = Fields(source, self._data)
             prepared = [*self._fit(rows, fields)]
             self._settle(name, fields, [one.row for one in prepared])
-            items += self._items(prepared, fields, source.tag)
+            found = [*self._items(prepared, fields, source.tag)]
+            items += found
             if self._used:
                 notes.append(f"in the prompt too: {' and '.join(sorted(self._used))}")
             if len(items) == first and not empty:
@@ -136,6 +141,7 @@ class _Loading:
                     sought=fields.sought,
                     dropped=self._dropped,
                     cut=self._cut,
+                    unsolved=sum(not i.solution for i in found) if self._solution else 0,
                     note=", ".join(filter(None, notes)),
                     task=task,
                 )
@@ -145,6 +151,11 @@ class _Loading:
             tail = [f"and {more} more"] if more > 0 else []
             cure = "correct them, or leave them out with data.bad_lines: skip"
             raise DataError("\n".join([*self._problems[:_SHOWN], *tail, cure]))
+        if self._solution and items and not any(item.solution for item in items):
+            raise DataError(
+                f"no row has a text of at most {self._max_tokens} tokens (sampling.max_tokens) in "
+                f"the field {self._solution!r} (data.solution); name the field of the solutions"
+            )
         if empty:
             raise DataError(f"{empty}; expected at least one, correct the file or name another")
         return Dataset(", ".join(source.name for source in loaded), items, self._problems, loaded)
@@ -203,26 +214,38 @@ class _Loading:
         if not text:
             raise ValueError(f"{fields.prompt} is empty, expected text")
         variants = {name: variant_of(row, name) for name in self._columns}
-        return _Prepared(where, row, prompt, text, templated, variants)
+        solution = solution_of(row, self._solution) if self._solution else ""
+        return _Prepared(where, row, prompt, text, templated, variants, solution)
 
     def _encoded(self, batch: Sequence[_Prepared]) -> Iterator[_Prepared]:
         encoded = self._ids([prepared.prompt for prepared in batch])
         behind = {name: self._ids([p.variants[name] for p in batch]) for name in self._columns}
+        solved = self._ids([p.solution for p in batch]) if self._solution else [[]] * len(batch)
         for number, prepared in enumerate(batch):
             variants = {name: found[number] for name, found in behind.items()}
             ids = encoded[number]
             if isinstance(ids, list):
                 ids = self._fitting(prepared, ids, variants)
+            solution = solved[number]
             if isinstance(ids, str):
                 self._problems.append(f"{prepared.where}: prompt {ids}")
+            elif isinstance(solution, str):
+                self._problems.append(f"{prepared.where}: {self._solution} {solution}")
             elif ids:
                 prepared.tokens = _int32(ids)
+                prepared.solved = self._response(solution)
                 prepared.behind = {
                     name: _int32(found)
                     for name, found in variants.items()
                     if isinstance(found, list)
                 }
                 yield prepared
+
+    def _response(self, ids: list[int]) -> bytes:
+        """Return a solution as a response that has ended, b"" if it is longer than any may be."""
+        end = [] if ids and ids[-1] in self._tokenizer.eos else [self._tokenizer.end]
+        fits = 0 < len(ids) <= self._max_tokens - len(end)
+        return _int32([*ids, *end]) if fits else b""
 
     def _items(self, found: Sequence[_Prepared], fields: Fields, tag: str) -> Iterator[Item]:
         """Items of the rows whose answer and columns are usable too."""
@@ -245,6 +268,7 @@ class _Loading:
                 tag=tag or own,
                 where=prepared.where,
                 messages=messages,
+                solution=prepared.solved,
                 variants=prepared.behind,
             )
 

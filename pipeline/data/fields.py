@@ -141,6 +141,16 @@ def _missing(row: dict[str, Any], key: str, field: str) -> str:
     return f"no field {field!r} ({key}); fields: {fields[:200]}; name one of these"
 
 
+def solution_of(row: dict[str, Any], field: str) -> str:
+    """Return the text of `data.solution`, "" for none. Raises ValueError for a bad row."""
+    there, found = field_of(row, field)
+    if not there or found is None:
+        return ""
+    if not isinstance(found, str):
+        raise ValueError(f"{field} is {kind_of(found)}, expected text (data.solution)")
+    return found
+
+
 def variant_of(row: dict[str, Any], field: str) -> str:
     """Return the text of a field that a variant may name. Raises ValueError for a bad row."""
     there, found = field_of(row, field)

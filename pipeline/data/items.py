@@ -24,6 +24,7 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
     tag: str = ""  # kind of prompt, for budgets ("terms=3")
     where: str = ""  # file and line
     messages: Sequence[dict[str, Any]] = ()  # the prompt, where the row has messages
+    solution: bytes = b""  # int32, a response to it with the token that ends it; empty: none
     variants: dict[str, bytes] = {}  # field -> int32, what a variant puts behind the prompt
 
     def tokens_behind(self, variant: str) -> bytes:
@@ -51,6 +52,7 @@ class LoadedSource(msgspec.Struct, frozen=True, kw_only=True):
     sought: bool = False  # no field was named
     dropped: int = 0  # prompts left out as too long
     cut: int = 0  # prompts shortened
+    unsolved: int = 0  # prompts without a solution that fits, where solutions are read
     note: str = ""  # on files of other splits, and on columns in the prompt
     task: bool = False  # a built-in one
 
@@ -87,6 +89,11 @@ class Dataset:
         columns = self.items[0].variants if self.items else {}
         return {name: [len(i.variants[name]) // 4 for i in self.items] for name in columns}
 
+    def solutions(self) -> list[bytes]:
+        """int32, the data's response to each prompt; [] where `data.solution` is not set."""
+        found = [item.solution for item in self.items]
+        return found if any(found) else []
+
     @property
     def shares(self) -> tuple[SourceView, ...]:
         """Ranges and weights of several sources, for the order of prompts; () for a single one."""
@@ -106,6 +113,7 @@ class Dataset:
         for what, count in (
             ("too long and left out", sum(source.dropped for source in self.sources)),
             ("cut", sum(source.cut for source in self.sources)),
+            ("without a solution that fits", sum(source.unsolved for source in self.sources)),
         ):
             notes += [f"{count} {what}"] if count else []
         sought = (source.answer or "none" for source in self.sources if source.sought)

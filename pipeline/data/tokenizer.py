@@ -49,6 +49,8 @@ class Tokenizer:
         """Most tokens of prompt and response together; 0: unknown."""
         self.eos = frozenset(self.facts.ends)
         """Sampling one of these ends a response."""
+        self.end = _own_end(self.facts)
+        """The one that ends a response that is given as text: the tokenizer's own, or the first."""
         self.bos = self.facts.bos
         """Tokens that begin a text, if the model has any."""
         self.pad = min(self.eos, default=0) if self.facts.pad is None else self.facts.pad
@@ -147,6 +149,11 @@ class Tokenizer:
         """Decode a response without special tokens; ids that name no token are left out."""
         kept = [int(token) for token in ids if int(token) not in self.eos]
         return self._tokenizer.decode(kept, skip_special_tokens=True)
+
+
+def _own_end(facts: ModelFacts) -> int:
+    own = (token for token, files in facts.ends.items() if "tokenizer_config.json" in files)
+    return next(own, next(iter(facts.ends), 0))
 
 
 def _fast_tokenizer(path: Path) -> FastTokenizer:

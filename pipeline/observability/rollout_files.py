@@ -43,6 +43,7 @@ class RolloutLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     turns: int = 0
     tokens: int = 0  # sampled ones
     variant: str = ""
+    foreign: str = ""  # source of a response that was not sampled for its group
     prompt_text: str = ""
     answer: str = ""
     pieces: tuple[tuple[str, bool], ...] = ()  # text, whether the model sampled it

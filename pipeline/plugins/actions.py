@@ -33,6 +33,18 @@ class Sample(Action, frozen=True):
     kind: str = ""
 
 
+class Include(Action, frozen=True):
+    """Put a response that was not sampled for this group among its members, as one that has
+    finished. The selector is asked about it at once, with `Finish`."""
+
+    source: str
+    """One of the group's `foreign`. `stored`: the newest success of the prompt that was trained on
+    (`Wants.stored`), with its reward and logprobs; `solution`: the data's (`data.solution`), which
+    is scored as any other and has no logprobs."""
+    why: str = ""
+    kind: str = ""
+
+
 class Abort(Action, frozen=True):
     """Stop these members and leave them out; their tokens are waste and counted so."""
 
@@ -97,7 +109,7 @@ class Drop(Action, frozen=True):
     kind: str = ""
 
 
-AnyAction = Sample | Abort | Stop | Park | Enough | Hold | Finalize | Defer | Drop
+AnyAction = Sample | Include | Abort | Stop | Park | Enough | Hold | Finalize | Defer | Drop
 
 
 # --- batch rules ---------------------------------------------------------------------------

@@ -100,6 +100,13 @@ class Wants(msgspec.Struct, frozen=True, kw_only=True):
     entropy: bool = False
     """Needs `MemberView.entropy`: no event of its own, but learner ranks compute it as tokens
     are streamed to them (`learner.overlap: token`, ZeRO 0 to 2)."""
+    stored: int = 0
+    """Prompts of which the newest success that was trained on is kept, for `Include`; of more, the
+    newest. 0: none. Checkpoints hold 8 bytes for each token of them."""
+    right: float = 1.0
+    """Reward from which on a response is a success that is kept."""
+    solution: bool = False
+    """Includes solutions of the data: a run without `data.solution` is refused."""
 
 
 class Selector(Protocol):

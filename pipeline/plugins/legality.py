@@ -7,7 +7,7 @@ Pure: a group is a table of its members' states, an action is judged against it,
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import msgspec
 
@@ -19,6 +19,7 @@ from pipeline.plugins.actions import (
     Enough,
     Finalize,
     Hold,
+    Include,
     Park,
     Sample,
     Stop,
@@ -36,6 +37,7 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
     states: Mapping[int, str]
     tokens: Mapping[int, int]  # sampled ones held
     forkable: Mapping[int, int] = {}  # first tokens that a fork may begin with, at most
+    foreign: Collection[str] = ()  # sources of responses that may be included
     sampled: int
     most: int = MOST_CANDIDATES
     closed: str = ""  # chosen, deferred or dropped; "": it is open
@@ -47,6 +49,7 @@ def table_of(group: GroupView, most: int = MOST_CANDIDATES) -> Table:
         states={member.id: member.state for member in group.members},
         tokens={member.id: member.tokens for member in group.members},
         forkable={member.id: _forkable(member) for member in group.members},
+        foreign=group.foreign,
         sampled=group.budget,
         most=most,
     )
@@ -54,6 +57,8 @@ def table_of(group: GroupView, most: int = MOST_CANDIDATES) -> Table:
 
 def _forkable(member: MemberView) -> int:
     """As far as a view shows it: of one turn, ended by a stop token if it has finished."""
+    if member.foreign:
+        return 0
     return member.tokens - (member.state == "finished" or member.hit_limit)
 
 
@@ -66,6 +71,11 @@ def refusal(table: Table, action: object) -> str:
     match action:
         case Sample():
             return _of_sample(table, action)
+        case Include(source=source):
+            if source in table.foreign:
+                return ""
+            known = ", ".join(table.foreign) or "none"
+            return f"no response of source {source!r} that it does not hold; there are: {known}"
         case Abort(ids=ids) | Stop(ids=ids) | Park(ids=ids) | Finalize(ids=ids):
             if len(set(ids)) != len(ids) or any(i not in table.states for i in ids):
                 return "an id is unknown or named twice"
@@ -132,6 +142,9 @@ def after(table: Table, action: AnyAction) -> Table:
             states |= dict.fromkeys(ids, "parked")
         case Sample(n=n):
             return msgspec.structs.replace(table, sampled=table.sampled + n)
+        case Include(source=source):
+            left = [name for name in table.foreign if name != source]
+            return msgspec.structs.replace(table, foreign=left)
         case Finalize():
             return msgspec.structs.replace(table, closed="chosen")
         case Defer():

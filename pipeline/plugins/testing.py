@@ -100,6 +100,8 @@ def group_of(
     versions: Mapping[int, tuple[int, ...]] | None = None,
     variants: Mapping[int, str] | None = None,
     forks: Mapping[int, int] | None = None,
+    included: Mapping[int, str] | None = None,
+    foreign: tuple[str, ...] = (),
     statistics: Recent | None = None,
     max_tokens: int = 1024,
     now: float = 0.0,
@@ -128,11 +130,12 @@ def group_of(
         confidence: member id -> nats per token; others are at -0.5.
         entropy, score, remaining, versions, variants, forks: member id -> what the fields of
             `MemberView` say; the others have none.
+        included: member id -> its source, of those that are foreign.
         statistics: figures across groups; empty ones (no quantile yet) if not given.
-        budget: M'; as many as there are members if not given.
+        budget: M'; as many as there are sampled members if not given.
         group: its id.
         opened: step in which it was opened; the open one if not given.
-        tag, note, attempt, step, version, max_staleness, due, held: as in `GroupView`.
+        tag, note, attempt, step, version, max_staleness, due, held, foreign: as in `GroupView`.
     """
     members: list[MemberView] = []
     for state, given in (
@@ -158,6 +161,7 @@ def group_of(
                     hit_limit=state == "truncated" and tokens >= max_tokens,
                     variant=(variants or {}).get(id_, ""),
                     fork=(forks or {}).get(id_, -1),
+                    foreign=(included or {}).get(id_, ""),
                     score=(score or {}).get(id_),
                     remaining=(remaining or {}).get(id_),
                 )
@@ -169,7 +173,7 @@ def group_of(
         id=group,
         prompt=prompt,
         size=size,
-        budget=len(members) if budget is None else budget,
+        budget=len(members) - len(included or {}) if budget is None else budget,
         step=step,
         now=now,
         members=tuple(members),
@@ -184,6 +188,7 @@ def group_of(
         tag=tag,
         note=note,
         held=held,
+        foreign=foreign,
     )
 
 

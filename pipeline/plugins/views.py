@@ -33,6 +33,7 @@ class MemberView(msgspec.Struct, frozen=True, kw_only=True):
     hit_limit: bool = False  # truncated by a limit, of tokens or turns (not by `Stop`)
     variant: str = ""  # see `Sample`
     fork: int = -1  # id of the member whose first tokens it began with; -1: none
+    foreign: str = ""  # source of a response that was not sampled for this group, see `Include`
     score: float | None = None  # newest scalar of its engine, where the engine gives one
     remaining: float | None = None  # tokens still to come, where the engine predicts them
 
@@ -75,6 +76,7 @@ class GroupView(msgspec.Struct, frozen=True, kw_only=True):
     tag: str = ""  # kind of its prompt
     note: str = ""  # of the budget's allocation
     held: bool = False  # `Hold` was the last word on it
+    foreign: tuple[str, ...] = ()  # sources that `Include` may name now
 
     @property
     def finished(self) -> tuple[MemberView, ...]:
@@ -282,6 +284,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     entropy: float | None = None  # see `MemberView`
     versions: tuple[int, ...] = ()
     variant: str = ""
+    foreign: str = ""  # see `MemberView`
 
 
 class GroupOutcome(msgspec.Struct, frozen=True, kw_only=True):

@@ -50,6 +50,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     prompt_tokens: list[int]
     tags: list[str]
     variants: dict[str, list[int]] = {}  # column -> its tokens, for each prompt
+    solutions: list[bytes] = []  # int32, the data's response to each prompt, where it is read
     snapshot: bytes = b""  # msgpack of what a resume restored; b"": the run began here
     restored_at: float = 0.0  # by the clock of the entries
     restored: tuple[bytes, ...] = ()  # commands that the restore gave, as in an entry

@@ -1,4 +1,5 @@
-"""Plug-ins around others that ask for variants and forks at random, for the fuzzer. Pure."""
+"""Plug-ins around others that ask for variants, forks and foreign responses at random, for the
+fuzzer. Pure."""
 
 from __future__ import annotations
 
@@ -7,12 +8,18 @@ from typing import Any
 
 import msgspec
 
-from pipeline.plugins.actions import Allocation, AnyAction, Sample
-from pipeline.plugins.interfaces import Budget, Finish, Selector, SelectorEvent
+from pipeline.plugins.actions import Allocation, AnyAction, Include, Sample
+from pipeline.plugins.interfaces import Budget, Finish, Selector, SelectorEvent, Wants
 from pipeline.plugins.views import BudgetView, GroupView, PromptView
 
 COLUMN = "hint"
 _CHANCE = 0.3  # that a member's end makes one more
+_STORED = 3  # prompts whose newest success is kept
+
+
+def solutions_of(prompts: int) -> list[bytes]:
+    """A response of the data to each prompt, of a few tokens; every fourth has none."""
+    return [bytes(range(1, 5)) * (prompt % 4) for prompt in range(prompts)]
 
 
 class _Around:
@@ -26,7 +33,8 @@ class _Around:
 
 
 class MoreCandidates(_Around):
-    """A selector that also samples a variant, or forks a member, when the one inside is silent.
+    """A selector that also samples a variant, forks a member or includes a foreign response, when
+    the one inside is silent.
 
     Args:
         most: candidates of a group.
@@ -36,12 +44,19 @@ class MoreCandidates(_Around):
         super().__init__(inside)
         self._most = most
 
+    @property
+    def wants(self) -> Wants:
+        """Those of the one inside, and successes: of any reward, as what is modelled is random."""
+        return msgspec.structs.replace(self._inside.wants, stored=_STORED, right=0.0)
+
     def decide(self, group: GroupView, event: SelectorEvent) -> Iterable[AnyAction]:
         actions = list(self._inside.decide(group, event))
         if not actions and isinstance(event, Finish) and group.budget < self._most:
             rng = group.rng(f"more/{group.budget}/{event.trajectory}")
-            holds = [member for member in group.members if member.tokens > 1]
-            if rng.random() < _CHANCE:
+            holds = [m for m in group.members if m.tokens > 1 and not m.foreign]
+            if group.foreign and rng.random() < _CHANCE:
+                actions.append(Include(rng.choice(group.foreign)))
+            elif rng.random() < _CHANCE:
                 if holds and rng.random() < 0.5:
                     origin = rng.choice(holds)
                     actions.append(Sample(1, fork=(origin.id, rng.randint(1, origin.tokens - 1))))

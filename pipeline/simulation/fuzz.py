@@ -24,7 +24,12 @@ from pipeline.coordinator.state import Plugins, Settings
 from pipeline.coordinator.timeouts import Timeouts
 from pipeline.hardware.costs import EngineCost, LearnerCost, Machines
 from pipeline.plugins import registry
-from pipeline.simulation.extra_candidates import COLUMN, MoreCandidates, SomeVariants
+from pipeline.simulation.extra_candidates import (
+    COLUMN,
+    MoreCandidates,
+    SomeVariants,
+    solutions_of,
+)
 from pipeline.simulation.fault_plan import Fault, What, draw_faults
 from pipeline.simulation.faults import Faulty, Memory, Rules
 from pipeline.simulation.invariants import Violation
@@ -97,6 +102,7 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
     lengths: Lengths
     tags: tuple[str, ...] = ()  # kind of each prompt
     variants: dict[str, list[int]]  # column -> tokens, for each prompt
+    solutions: list[bytes] = []  # the data's response to each prompt
 
 
 def world(seed: int, mode: Mode, subject: Subject | None = None) -> World:
@@ -187,11 +193,12 @@ def world(seed: int, mode: Mode, subject: Subject | None = None) -> World:
             column: [prompt % 4 for prompt in range(settings.prompts)]
             for column in (subject.columns if subject is not None else (COLUMN,))
         },
+        solutions=solutions_of(settings.prompts) if subject is None or subject.solved else [],
     )
 
 
 def _with_more(make: Callable[[], Plugins], most: int) -> Callable[[], Plugins]:
-    """The same plug-ins, which ask for variants and forks besides."""
+    """The same plug-ins, which ask for variants, forks and foreign responses besides."""
 
     def made() -> Plugins:
         inside = make()
@@ -300,7 +307,12 @@ def _live(
         )
         one = Faulty(
             Coordinator(
-                here.settings, here.make(), prompt_tokens, here.tags, variants=here.variants
+                here.settings,
+                here.make(),
+                prompt_tokens,
+                here.tags,
+                here.variants,
+                here.solutions,
             ),
             here.machines,
             Parametric(here.lengths, Policy(0.0), seed=here.settings.seed),

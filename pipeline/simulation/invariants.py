@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pipeline.coordinator import snapshot, staleness
 from pipeline.coordinator.coordinator import Coordinator
 from pipeline.coordinator.events import Generate, TrainGroup
+from pipeline.coordinator.foreign import SOLUTION
 from pipeline.coordinator.group_index import LIVE_STATES
 from pipeline.coordinator.groups import ENDED, Group, GroupState, Trajectory, TrajectoryState
 from pipeline.coordinator.scheduler import Scheduler
@@ -54,6 +55,7 @@ def check(coordinator: Coordinator, group_fates: Mapping[int, int]) -> None:
         judged = member.id in coordinator.group_manager.awaiting_reward
         _hold(judged == asked, f"the reward of trajectory {member.id} is waited for, or not")
         _check_fork(core.groups[member.group], member)
+        _check_foreign(core.groups[member.group], member)
     environment_calls = {m.id for m in live if m.state is TrajectoryState.WAITING_ENV}
     _hold(
         environment_calls == core.environment_calls.keys(), "an environment is waited for, or not"
@@ -62,6 +64,9 @@ def check(coordinator: Coordinator, group_fates: Mapping[int, int]) -> None:
         coordinator.group_manager.awaiting_reward.keys() <= core.trajectories.keys(),
         "a reward is left behind",
     )
+    stored, wants = coordinator.group_manager.foreign.stored, coordinator.selection.wants
+    _hold(len(stored) <= wants.stored, f"{len(stored)} successes are kept")
+    _hold(all(i == kept.prompt for i, kept in stored.items()), "a success of another prompt")
     snapshot.check_prompts(coordinator)
     _hold(all(count == 1 for count in group_fates.values()), "a group ended twice")
     check_group_index(core)
@@ -93,6 +98,20 @@ def _check_fork(group: Group, member: Trajectory) -> None:
         and origin.variant == member.variant
     )
     _hold(same, f"trajectory {member.id} does not begin as {origin.id}")
+
+
+def _check_foreign(group: Group, member: Trajectory) -> None:
+    """A foreign member has ended, has no version, and is in no account; all others have one."""
+    if not member.foreign:
+        known = bool(member.version_starts) or not member.sampled
+        _hold(known, f"trajectory {member.id} was sampled by no version")
+        return
+    _hold(member.state is TrajectoryState.FINISHED, f"{member.id} is foreign and not finished")
+    _hold(not member.own and not member.version_starts, f"{member.id} is foreign and counted")
+    _hold(not member.streamed, f"{member.id} is foreign and streamed")
+    _hold(member.foreign in group.included, f"{member.id} is of no source that was included")
+    logprobs = 0 if member.foreign == SOLUTION else len(member.tokens)
+    _hold(len(member.logprobs) == logprobs, f"{member.id} has logprobs of other tokens")
 
 
 def check_group_index(core: CoordinatorState) -> None:
@@ -164,7 +183,7 @@ def check_train(coordinator: Coordinator, command: TrainGroup) -> None:
     for trajectory in ids:
         found = group.member(trajectory)
         _hold(found is not None, f"member {trajectory} is none of group {group.id}")
-        young = found is not None and min(found.versions) >= oldest
+        young = found is not None and min(found.versions, default=oldest) >= oldest
         _hold(young, f"trajectory {trajectory} has tokens older than version {oldest}")
     variants = {m.id: m.variant for m in group.members if m.id in ids and m.variant}
     _hold(command.variants == variants, f"group {group.id} trains after other prompts")

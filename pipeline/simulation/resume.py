@@ -19,6 +19,7 @@ from pipeline.coordinator.events import AnyEvent, Checkpoint, Report
 from pipeline.coordinator.snapshot import Snapshot
 from pipeline.coordinator.state import Plugins, Settings
 from pipeline.hardware.costs import EngineCost, LearnerCost, Machines
+from pipeline.simulation.extra_candidates import solutions_of
 from pipeline.simulation.loop import Simulation
 from pipeline.simulation.policy import Policy
 from pipeline.simulation.subject import Subject
@@ -68,6 +69,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     machines: Machines = MACHINES
     scale: float = 1.0  # of lengths
     columns: tuple[str, ...] = ()  # of the data, that may stand behind a prompt
+    solved: bool = False  # the data has solutions
 
     def coordinator(self) -> Coordinator:
         """A fresh one, of prompts of two kinds."""
@@ -75,7 +77,8 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
         lengths = [3 + prompt % 4 for prompt in range(count)]
         tags = ["a", "b"] * (count // 2)
         variants = {column: [prompt % 4 for prompt in range(count)] for column in self.columns}
-        return Coordinator(self.settings, self.make(), lengths, tags, variants=variants)
+        solutions = solutions_of(count) if self.solved else []
+        return Coordinator(self.settings, self.make(), lengths, tags, variants, solutions)
 
 
 def case_of(subject: Subject) -> Case:
@@ -88,6 +91,7 @@ def case_of(subject: Subject) -> Case:
         machines=msgspec.structs.replace(MACHINES, chunk_tokens=chunk),
         scale=scale,
         columns=subject.columns,
+        solved=subject.solved,
     )
 
 

@@ -36,6 +36,7 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True):
     settings: Settings  # of the configuration
     make: Callable[[int], Plugins]  # seed -> its plug-ins, new ones each time
     columns: tuple[str, ...] = ()  # of the data, that may stand behind a prompt
+    solved: bool = False  # the data has solutions
     arguments: str = ""  # of `darts simulate` that name it
 
     @property

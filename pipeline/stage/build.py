@@ -204,7 +204,8 @@ def coordinator(
     plugins = build_plugins(config)
     _check_group_reward(config, plugins)
     _check_variants(config, plugins)
-    return Coordinator(numbers, plugins, lengths, tags, train.variant_lengths())
+    _check_solution(config, plugins)
+    return Coordinator(numbers, plugins, lengths, tags, train.variant_lengths(), train.solutions())
 
 
 def _check_group_reward(config: Config, plugins: Plugins) -> None:
@@ -226,6 +227,16 @@ def _check_variants(config: Config, plugins: Plugins) -> None:
             except ValueError as error:
                 name = getattr(config, kind).name
                 raise registry.PluginError(f"{kind}.{name}: {error}; add it there") from error
+
+
+def _check_solution(config: Config, plugins: Plugins) -> None:
+    """A selector that includes the data's solutions needs some."""
+    wants = getattr(getattr(plugins.selector, "wants", None), "solution", False)
+    if wants and not config.data.solution:
+        raise registry.PluginError(
+            f"selector.{config.selector.name} puts the data's solution into each group: name the "
+            "field that holds it with data.solution"
+        )
 
 
 def _check_entropy(config: Config) -> None:

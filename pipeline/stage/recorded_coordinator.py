@@ -59,6 +59,7 @@ class RecordedCoordinator:
             prompt_tokens=list(core.prompt_tokens),
             tags=[item.tag for item in parts.data["train"].items],
             variants={name: list(tokens) for name, tokens in core.variants.items()},
+            solutions=list(core.solutions),
             snapshot=restored,
             restored_at=now,
             restored=tuple(command_bytes(command) for command in commands),

@@ -39,6 +39,7 @@ class Item(TypedDict):
     solution: str  # "7+9=16;16+2=18;": what leads to the answer, without it
     hint_1: str  # "7+9=16;": the beginning of the solution, its first statement
     hint_2: str  # its first two, if it has as many
+    worked_solution: str  # "7+9=16;16+2=18;#18": a whole response that is right
 
 
 # Share of traces with 2 and with 6 terms, linear in between. Chosen by measurement: after
@@ -103,6 +104,7 @@ def sum_item(terms: Sequence[int]) -> Item:
         solution="".join(steps),
         hint_1=steps[0],
         hint_2="".join(steps[:2]),
+        worked_solution=f"{''.join(steps)}#{sums[-1]}",
     )
 
 

@@ -30,7 +30,7 @@ from pipeline.wire.fields import (
     Words,
 )
 
-PROTOCOL = 8
+PROTOCOL = 9
 """Grows with every change of a message; peers of another version are refused."""
 
 Ints = npt.NDArray[np.int32]
@@ -259,7 +259,7 @@ class TrainMember(msgspec.Struct, frozen=True, kw_only=True):
 
     trajectory: Count
     response: bytes  # int32
-    behaviour: bytes  # float32, logprob of each response token when it was sampled; else 0
+    behaviour: bytes  # float32, logprob of each token when sampled; else 0; empty: nobody knows it
     appended: tuple[tuple[Count, Count], ...] = ()
     """(first, count) of response tokens that the environment appended: never trained on."""
     reward: float
@@ -272,6 +272,7 @@ class TrainMember(msgspec.Struct, frozen=True, kw_only=True):
     old: bytes = b""
     """float32, logprob of each response token under the version that sampled it. NaN: the version
     is the one that the step begins with, so the rank knows it; empty: all tokens are such."""
+    foreign: bool = False  # not sampled for this group
     prompt: bytes = b""
     """int32, of a member with a prompt of its own; empty: it has the group's."""
 

@@ -81,6 +81,8 @@ def _table(title: str, lines: Sequence[RolloutLine]) -> Markup:
 
 def _fate(line: RolloutLine) -> str:
     said = f"{line.fate}, {line.tokens} tokens, {line.finish}"
+    if line.foreign:
+        said += f", not sampled for it ({line.foreign})"
     if line.advantage is not None:
         said += f", advantage {line.advantage:+.3g}"
     why = f": {line.why}" if line.why else ""

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from bokeh.models import ColumnDataSource
+from markupsafe import Markup
 
 from launch.report.palette import FATES
 from launch.report.read_run import Run
-from launch.report.section import Section
+from launch.report.section import Section, html_table
 from launch.report.style import chosen, legend, plot, stacked
 from launch.run_files.records import StepLine
 
 _COUNTED = 1e-3
 """Smallest share of all tokens for a fate to be in the legend."""
+_OF_FOREIGN = ("members", "tokens")
 
 _SECTION = Section(
     id="waste", title="Where the tokens went", columns=True,
@@ -48,7 +50,18 @@ def waste_section(runs: Sequence[Run]) -> Section:
     ratio = plot("Tokens sampled for each one trained on", "steps", "", x_range=bars.x_range)
     ratio.scatter("step", "ratio", source=source, view=view, size=6, color=FATES["trained"][0])
     ratio.y_range.start = 0
-    return _SECTION.showing(*choice, bars, ratio)
+    return _SECTION.showing(*choice, bars, ratio, *_foreign(known))
+
+
+def _foreign(runs: Sequence[Run]) -> Iterator[Markup]:
+    """Yields a table of what was trained on beside the tokens sampled, if there was anything."""
+    rows = [
+        (run.name, *(sum(step.foreign.get(key, 0) for step in run.steps) for key in _OF_FOREIGN))
+        for run in runs
+        if any(step.foreign for step in run.steps)
+    ]
+    if rows:
+        yield html_table(("run", "responses trained on, not sampled here", "their tokens"), rows)
 
 
 def tokens_by_fate(before: StepLine | None, now: StepLine) -> dict[str, int]:

@@ -99,6 +99,7 @@ class Bench:
         candidates: int = 3,
         plugins: Any = None,
         variants: Mapping[str, Sequence[int]] | None = None,
+        solutions: Sequence[bytes] = (),
         **changes: Any,
     ) -> None:
         quiet: dict[str, Any] = dict(
@@ -118,6 +119,7 @@ class Bench:
             msgspec.structs.replace(own, **(plugins or {})),
             [5] * self.settings.prompts,
             variants=variants,
+            solutions=solutions,
         )
         self.core = self.coordinator.core
         self.wires: dict[str, Wire] = {}

@@ -28,6 +28,7 @@ AFTER = {
     "batch=quorum": ("batch.quorum.size=3",),
     "budget=nudge": ("data.variants=[hint_1, hint_2]",),
     "selector=seele": ("data.variants=[solution]",),
+    "selector=luffy": ("data.solution=solution",),
 }
 """What else a name needs in runs of this size."""
 PLUGINS = [f"{kind}={name}" for kind in KINDS for name in registry.builtin_names(kind)]

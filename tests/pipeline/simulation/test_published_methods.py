@@ -34,7 +34,8 @@ ON_POLICY: dict[str, tuple[tuple[str, dict[str, Any]], tuple[str, dict[str, Any]
     "extremes": (TWICE, ("extremes", {}), set()),
     "gfpo": (TWICE, ("gfpo", {}), set()),
     "reward_variance": (("reward_variance", {}), ("all", {}), set()),
-    "dart_gui": (("dart_gui", {}), ("all", {}), set()),
+    "dart_gui": (("dart_gui", {}), ("dart_gui", {}), {"stored"}),
+    "luffy": (M_EACH, ("luffy", {}), {"solution"}),
     "siri": (("siri", {"period": 4}), ("all", {}), set()),
     "tti": (("tti", {}), ("all", {}), set()),
     "nudge": (("nudge", {}), ("all", {}), set()),
@@ -78,7 +79,7 @@ def case_of(
         )
 
     changed = msgspec.structs.replace(SETTINGS, **settings)
-    return Case(make=make, settings=changed, columns=("hint_1", "hint_2", "solution"))
+    return Case(make=make, settings=changed, columns=("hint_1", "hint_2", "solution"), solved=True)
 
 
 def kinds(life: Life) -> set[str]:

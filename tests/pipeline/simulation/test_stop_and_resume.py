@@ -54,7 +54,7 @@ def case_with(kind: str, name: str, options: dict[str, Any]) -> Case:
             made[each] = cls(registry.options_type(cls)(**given), **extra)
         return Plugins(**made)
 
-    return Case(make=make, columns=("hint_1", "hint_2", "solution"))
+    return Case(make=make, columns=("hint_1", "hint_2", "solution"), solved=True)
 
 
 @pytest.mark.fault("a stop after any step, with any plug-in", part="everything", by="simulator")

@@ -41,6 +41,7 @@ def test_same_split_index_and_seed_give_the_same_item_for_ever():
         "solution": "7+3=10;10+8=18;18+2=20;20+6=26;",
         "hint_1": "7+3=10;",
         "hint_2": "7+3=10;10+8=18;",
+        "worked_solution": "7+3=10;10+8=18;18+2=20;20+6=26;#26",
     }
     assert chain_sums.item("train", 7, seed=3) == chain_sums.generate("train", 8, seed=3)[7]
     assert chain_sums.generate("train", 50, seed=0) != chain_sums.generate("train", 50, seed=1)
