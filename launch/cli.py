@@ -160,11 +160,14 @@ def eval_command(
     """
     from launch.commands.train import start_run
     from launch.monitor.bounded_output import bounded_output
+    from pipeline.data.eval_sets import nothing_held_out
 
     with bounded_output():
         loaded = load_config(config, [*(overrides or []), "step.count=0"])
         if not loaded.eval.every:  # of training alone
             loaded = load_config(config, [*(overrides or []), "step.count=0", "eval.every=1"])
+        if why := nothing_held_out(loaded):
+            exit_with_error(why, 2)
         _check(loaded)
         path = out or Path("runs") / f"{config.stem}-eval"
         raise typer.Exit(start_run(loaded, path, out is None))

@@ -68,6 +68,19 @@ def files_of(source: str, split: str = "train") -> list[Path]:
     return found
 
 
+def has_held_out(source: str) -> bool:
+    """Whether a folder that is trained on also has prompts of a split `test` or `validation`."""
+    path = Path(source)
+    if not path.is_dir():
+        return False
+    try:
+        if saved := _saved(path, "held_out"):
+            return saved != path and saved != _saved(path, "train")
+        return bool(_of_split(path, "held_out")[1])
+    except DataError:  # the split that is trained on is its only one
+        return False
+
+
 def split_note(source: str, use: str) -> str:
     """Say what a folder's or a pattern's files are of other splits; "" if there are none."""
     path = Path(source)

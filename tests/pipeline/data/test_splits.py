@@ -122,6 +122,24 @@ def test_what_was_left_out_is_said_where_the_data_is_described(
     assert pattern.summary_line().endswith("1 file(s) of other splits, such as test.jsonl")
 
 
+def test_a_number_of_held_out_prompts_is_of_the_folder_s_own_split(
+    tmp_path: Path, tokenizer: Tokenizer
+):
+    at = folder(tmp_path / "d", "train.jsonl", "test-0.jsonl", "test-1.jsonl")
+    for count, there in ((256, ["1+1=", "2+1="]), (1, ["1+1="]), (0, [])):
+        held = load_held_out(DataConfig(train=str(at), held_out=count), tokenizer, 64)
+        assert [item.prompt for item in held.items] == there
+    other = folder(tmp_path / "e", "a.jsonl", "b.jsonl")
+    for train in (other, other / "a.jsonl", at / "train.jsonl"):
+        assert not len(load_held_out(DataConfig(train=str(train)), tokenizer, 64))
+    one = datasets.Dataset.from_list([{"prompt": "1="}])
+    splits = {"train": one, "validation": one}
+    datasets.DatasetDict(splits).save_to_disk(str(tmp_path / "both"))  # pyright: ignore
+    assert len(load_held_out(DataConfig(train=str(tmp_path / "both")), tokenizer, 64)) == 1
+    alone = DataConfig(train=str(tmp_path / "both" / "train"))
+    assert not len(load_held_out(alone, tokenizer, 64))
+
+
 def data_of(tokenizer: Tokenizer, path: Path, prompts: list[str]) -> Dataset:
     path.write_text("".join(f'{{"prompt": "{p}", "answer": "2"}}\n' for p in prompts))
     return load_train(DataConfig(train=str(path)), tokenizer, 64)
