@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pipeline.plugins.interfaces import RewardOptions, WorkerSettings
 from pipeline.plugins.ranges import PositiveFloat
 from pipeline.plugins.registry import register
-from pipeline.plugins.rewards._child import Child
+from pipeline.plugins.rewards._child import Child, NotComputed
 from pipeline.plugins.rewards._math_text import (
     answer_in,
     behind_thoughts,
@@ -44,7 +44,7 @@ class MathOptions(RewardOptions, frozen=True, kw_only=True):
     cut: bool = False
     """Grade also what reached `sampling.max_tokens`; else that is wrong."""
     limit_s: PositiveFloat = 3.0
-    """Seconds that one answer may take to compute; then it is wrong. Less than `workers.limit_s`,
+    """Seconds of computing that one answer may take; then it is wrong. Less than `workers.limit_s`,
     at which the call has failed."""
 
     def worker_problems(self, workers: WorkerSettings) -> Iterator[str]:
@@ -92,9 +92,18 @@ class Math:
         for gold in golds:
             if is_prose(gold):
                 return f"{found}, a sentence with a number in it: leave the number alone"
-            if not gold or not (words_of(gold) or self._child.ask({"gold": gold})):
-                golds = []
+            if gold and (words_of(gold) or self._is_readable(gold)):
+                continue
+            if gold and self._child.late:
+                return f"{found}, which took longer than limit_s, {self._options.limit_s:g} s"
+            golds = []
         return "" if golds else f"{found}, which math-verify cannot read as a number or formula"
+
+    def _is_readable(self, gold: str) -> bool:
+        try:
+            return bool(self._child.ask({"gold": gold}))
+        except NotComputed:  # no reason to refuse it
+            return True
 
     def _golds(self, sample: Sampled) -> list[str]:
         marker = self._options.gold_after
