@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pipeline.plugins.interfaces import RewardOptions, WorkerSettings
 from pipeline.plugins.ranges import PositiveFloat
 from pipeline.plugins.registry import register
-from pipeline.plugins.rewards._child import Child, NotComputed
+from pipeline.plugins.rewards._child import Child
 from pipeline.plugins.rewards._math_text import (
     answer_in,
     behind_thoughts,
@@ -94,16 +94,11 @@ class Math:
                 return f"{found}, a sentence with a number in it: leave the number alone"
             if gold and (words_of(gold) or self._is_readable(gold)):
                 continue
-            if gold and self._child.late:
-                return f"{found}, which took longer than limit_s, {self._options.limit_s:g} s"
             golds = []
         return "" if golds else f"{found}, which math-verify cannot read as a number or formula"
 
     def _is_readable(self, gold: str) -> bool:
-        try:
-            return bool(self._child.ask({"gold": gold}))
-        except NotComputed:  # no reason to refuse it
-            return True
+        return bool(self._child.ask({"gold": gold})) or self._child.starved
 
     def _golds(self, sample: Sampled) -> list[str]:
         marker = self._options.gold_after
