@@ -24,7 +24,7 @@ from pipeline.data.fields import ANSWERS, Fields, variant_of
 from pipeline.data.files import DataError, Row, has_held_out, rows_of, split_note
 from pipeline.data.items import Dataset, Item, LoadedSource
 from pipeline.data.plain_values import plain
-from pipeline.data.prompt_columns import columns_used, template_arguments
+from pipeline.data.prompt_columns import columns_beside, columns_used, template_arguments
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.wanted import EVERYTHING, Wanted
 
@@ -111,6 +111,7 @@ class _Loading:
         self._columns: tuple[str, ...] = ()  # of variants
         self._dropped = self._cut = 0  # of the source being read
         self._used: set[str] = set()  # columns that are arguments of the template
+        self._beside: set[str] = set()  # columns that only look like a part of the prompt
 
     def dataset(self, sources: Sequence[SourceConfig], split: str, count: int) -> Dataset:
         """Load all sources, one after another. `count`: prompts of a task."""
@@ -125,13 +126,15 @@ class _Loading:
             name, rows = self._rows(source.path, split, count)
             task = source.path in rules.tasks()
             notes = [] if task else [split_note(source.path, split)]
-            self._used = set()
+            self._used, self._beside = set(), set()
             fields = Fields(source, self._data)
             prepared = [*self._fit(rows, fields)]
             self._settle(name, fields, [one.row for one in prepared])
             items += self._items(prepared, fields, source.tag)
             if self._used:
                 notes.append(f"in the prompt too: {' and '.join(sorted(self._used))}")
+            if self._beside:
+                notes.append(f"not in the prompt: {' and '.join(sorted(self._beside))}")
             if len(items) == first and not empty:
                 why = [*self._problems[before : before + 1], *self._dropped_note()]
                 empty = f"{name}: no usable prompt{'; first: ' if why else ''}{'; '.join(why)}"
@@ -208,11 +211,12 @@ class _Loading:
         prompt = fields.prompt_of(row)
         arguments = template_arguments(row)
         self._used.update(columns_used(row))
+        self._beside.update(columns_beside(row))
         try:
             text, templated = self._chat.prompt_text(prompt, arguments)
         except ValueError as error:
             raise ValueError(f"{fields.prompt} {error}") from error
-        if not text:
+        if not text.strip():
             raise ValueError(f"{fields.prompt} is empty, expected text")
         variants = {name: variant_of(row, name) for name in self._columns}
         return _Prepared(where, row, prompt, text, templated, variants)

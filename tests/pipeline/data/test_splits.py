@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import datasets
+import msgspec
 import pytest
 
 from pipeline.config.schema import DataConfig
@@ -140,6 +141,48 @@ def test_a_number_of_held_out_prompts_is_of_the_folder_s_own_split(
     assert not len(load_held_out(alone, tokenizer, 64))
 
 
+CARD = """---
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: a.jsonl
+  - split: test
+    path: [b.json*, nowhere/*, ../../secret.jsonl]
+---
+# Prose
+"""
+
+
+@pytest.mark.parametrize(
+    "card, train, held_out",
+    [
+        (CARD, ["a.jsonl"], ["b.jsonl"]),
+        (CARD.replace("\n- config_name: default", "\n- config_name: main"), ["a.jsonl"], ["b.jsonl"]),
+        ("---\nconfigs:\n- data_files: a.jsonl\n---\n", ["a.jsonl"], None),
+        ("# Prose\n---\nconfigs: [\n", ["a.jsonl", "b.jsonl"], ["a.jsonl", "b.jsonl"]),
+        ("---\nconfigs: [[[\n---\n", ["a.jsonl", "b.jsonl"], ["a.jsonl", "b.jsonl"]),
+    ],
+)
+def test_a_card_says_which_file_is_of_which_split(
+    tmp_path: Path, card: str, train: list[str], held_out: list[str] | None
+):
+    at = folder(tmp_path / "d", "a.jsonl", "b.jsonl")
+    (at / "README.md").write_text(card)
+    assert names(files_of(str(at), "train"), at) == train
+    if held_out is None:
+        with pytest.raises(DataError, match="the split train, none as test"):
+            files_of(str(at), "held_out")
+    else:
+        assert names(files_of(str(at), "held_out"), at) == held_out
+
+
+def test_a_card_that_names_one_split_alone_leaves_the_others_to_their_names(tmp_path: Path):
+    at = folder(tmp_path / "d", "data/train-0.jsonl", "data/test-0.jsonl")
+    (at / "README.md").write_text("---\nconfigs:\n- data_files: data/train-*\n---\n")
+    assert names(files_of(str(at), "held_out"), at) == ["data/test-0.jsonl"]
+
+
 def data_of(tokenizer: Tokenizer, path: Path, prompts: list[str]) -> Dataset:
     path.write_text("".join(f'{{"prompt": "{p}", "answer": "2"}}\n' for p in prompts))
     return load_train(DataConfig(train=str(path)), tokenizer, 64)
@@ -153,6 +196,8 @@ def test_prompts_that_are_there_twice_or_held_out_are_told(tmp_path: Path, token
     assert times == (
         f"{tmp_path / 'many.jsonl'}: 200 prompts, of which 2 are different; one is there 100 times"
     )
+    spaced = msgspec.structs.replace(other[0], prompt=" 2 +1=\n", tokens=b"")
+    assert findings.shared_prompts(many, Dataset("spaces", [spaced])) == 1
     few = data_of(tokenizer, tmp_path / "few.jsonl", [f"{n}+1=" for n in range(300)] + ["1+1="])
     assert list(findings.overlap_of(few, Dataset("none", []))) == [], "1 of 301 is no finding"
 

@@ -283,7 +283,7 @@ def test_a_child_is_replaced_when_it_hangs_or_dies_and_answers_the_next(
     assert child.ask("b")[1] == first
     for bad in ("die", "hang", "compute"):
         assert child.ask(bad) is None
-        assert child.starved == (bad == "hang")
+        assert child.starved or bad != "hang"
         assert child.ask("b")[0] == "b"
     last = child.ask("b")[1]
     child.close()
