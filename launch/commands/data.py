@@ -40,7 +40,9 @@ def check_command(
     ] = None,
     json_wanted: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
-    """Count prompts, lengths and faults, and show the first prompt as the model reads it.
+    """Count prompts, lengths and faults of a data set.
+
+    It shows the first prompt as the model reads it.
 
     Exit status 0: a run would start; 1: bad lines would stop it; 2: the data cannot be read.
 
@@ -145,7 +147,7 @@ def _show(
     from rich.console import Console
     from rich.text import Text
 
-    from pipeline.system.terminal_text import printable
+    from pipeline.system.terminal_text import counted, printable
 
     console = Console(highlight=False)
     if not console.is_terminal:
@@ -153,7 +155,9 @@ def _show(
     for line in told.warnings:
         console.print(Text(printable(f"warning: {line}")), soft_wrap=True)
     for name, report in reports.items():
-        console.print(f"{name.replace('_', ' ')}: {report.prompts} prompts", style="bold")
+        console.print(
+            f"{name.replace('_', ' ')}: {counted(report.prompts, 'prompt')}", style="bold"
+        )
         console.print(_table(report))
         for line in _bars(report.lengths):
             console.print(line)
@@ -205,6 +209,8 @@ def _bars(lengths: Lengths) -> Iterator[str]:
 
 
 def _words(report: DataReport) -> Iterator[str]:
+    from pipeline.system.terminal_text import counted
+
     for source in report.sources:
         if source.note:
             yield f"{source.name}: {source.note}"
@@ -215,7 +221,7 @@ def _words(report: DataReport) -> Iterator[str]:
         yield from (f"  {where} as {before}" for where, before in report.first_duplicates)
         yield from _and_more(report.duplicates - len(report.first_duplicates))
     if report.faults:
-        yield f"{report.faults} bad lines:"
+        yield f"{counted(report.faults, 'bad line')}:"
         yield from (f"  {line}" for line in report.first_faults)
         yield from _and_more(report.faults - len(report.first_faults))
     first = report.first

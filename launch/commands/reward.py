@@ -47,7 +47,9 @@ def try_command(
     limit: Annotated[int | None, typer.Option(min=1, help="score only the first N samples")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
-    """Score given responses with a configuration's reward; print score, parts and time of each.
+    """Score given responses with a configuration's reward.
+
+    It prints score, parts and time of each.
 
     darts reward try configs/quickstart.yaml --samples mine.jsonl reward=math
     """
@@ -179,8 +181,8 @@ def _of_run(path: Path, config: Config) -> Iterator[tuple[str, Sampled]]:
         yield from _of_step(f"{path}: rollouts of step {step + 1}", steps[step], config)
     else:
         raise ValueError(
-            f"{path}: has neither samples/step-*.jsonl nor rollouts/step-*.jsonl.zst: not a run, or "
-            "it has not evaluated yet and keeps no responses (rollouts.every)"
+            f"{path}: has neither samples/step-*.jsonl nor rollouts/step-*.jsonl.zst: not a run, "
+            "or it has not evaluated yet and keeps no responses (rollouts.every)"
         )
 
 

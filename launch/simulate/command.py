@@ -39,6 +39,7 @@ from pipeline.simulation.tracebacks import plugin_traceback
 from pipeline.simulation.workload import Parametric
 from pipeline.system import untrusted_files
 from pipeline.system.run_folder import RunError
+from pipeline.system.terminal_text import counted
 
 
 class RunStopped(Exception):
@@ -245,7 +246,10 @@ def explore_seeds(
     for outcome in found.shown:
         print(outcome_text(outcome, own))
     modes_ = ", ".join(f"{name} {number}" for name, number in found.by_mode.items())
-    print(f"{found.seeds} seeds ({modes_}), {found.events} events, {found.violations} violations")
+    print(
+        f"{counted(found.seeds, 'seed')} ({modes_}), {counted(found.events, 'event')}, "
+        f"{counted(found.violations, 'violation')}"
+    )
     _write({**_found(found), "resume": unlike}, out)
     return 1 if found.violations or unlike else 0
 

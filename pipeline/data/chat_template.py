@@ -171,7 +171,9 @@ class ChatTemplate:
         # A processor's file is the last to look at: of a multimodal model it may be the only one.
         for name in ("tokenizer_config.json", "chat_template.json"):
             config = self._model / name
-            found = _default_of(read_json(config).get("chat_template") if config.is_file() else None)
+            found = _default_of(
+                read_json(config).get("chat_template") if config.is_file() else None
+            )
             if found is not None:
                 self._source = f"{config} (chat_template)"
                 return found

@@ -56,7 +56,11 @@ def load_eval_sets(config: Config, tokenizer: Tokenizer) -> HeldOut:
 def nothing_held_out(config: Config) -> str:
     """Why a run has no prompts for evaluations; "" if it has some."""
     data = config.data
-    if config.eval.sets or isinstance(data.held_out, str) or (data.held_out and held_out_beside(data)):
+    if (
+        config.eval.sets
+        or isinstance(data.held_out, str)
+        or (data.held_out and held_out_beside(data))
+    ):
         return ""
     return (
         f"data.held_out is {config.data.held_out} and data.train has no split test or validation: "

@@ -21,6 +21,7 @@ from pipeline.config.hub import DATA_ENDINGS, NO_DATA
 from pipeline.config.paths import is_pattern
 from pipeline.data import dataset_card, splits
 from pipeline.data.parquet_rows import Budget, TooLarge, parquet_rows
+from pipeline.system.terminal_text import counted
 from pipeline.system.untrusted_files import UnreadableFile, check_depth, open_regular, read_json
 
 Row = tuple[str, dict[str, Any]]  # place, fields
@@ -105,10 +106,12 @@ def split_note(source: str, use: str) -> str:
         named = dataset_card.named_splits(path).get(chosen[0], "")
         named = named or splits.split_of(chosen[0].relative_to(path).as_posix())
         few = ", ".join(file.name for file in others[:3])
-        return f"split {named}, without {len(others)} other file(s) ({few})"
+        return f"split {named}, without {counted(len(others), 'other file')} ({few})"
     if use == "train" and is_pattern(source) and not path.exists():
         held = [file for file in _fitting(source) if splits.split_of(file.name) not in ("", use)]
-        return f"{len(held)} file(s) of other splits, such as {held[0].name}" if held else ""
+        return (
+            f"{counted(len(held), 'file')} of other splits, such as {held[0].name}" if held else ""
+        )
     return ""
 
 
@@ -228,9 +231,7 @@ def _of_split(folder: Path, use: str) -> tuple[list[Path], list[Path]]:
     """Files of a folder that are read for a use, and those of other splits. Where it holds none
     itself, those in its folder `data`, or in folders with the names of splits, as on hubs."""
     named = {
-        file: split
-        for file, split in dataset_card.named_splits(folder).items()
-        if _is_data(file)
+        file: split for file, split in dataset_card.named_splits(folder).items() if _is_data(file)
     }
     found = _inside(folder)
     if not found:

@@ -127,7 +127,7 @@ def test_all_problems_of_a_configuration_come_at_once_with_exit_2() -> None:
         "reward=exakt",
     )
     assert result.exit_code == 2
-    assert "4 problem(s) in the configuration" in result.output
+    assert "4 problems in the configuration" in result.output
     for key in ("step.prompts", "learner.zero", "selektor", "reward"):
         assert key in result.output
 

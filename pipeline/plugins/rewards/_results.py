@@ -65,7 +65,7 @@ def _outcome(ask: Callable[[], Any]) -> Outcome:
 
 
 def exited(error: SystemExit) -> Exception:
-    """The failure of one response whose reward called `sys.exit`, which is not to end the worker."""
+    """The failure of a response whose reward called `sys.exit`: the worker is not to end."""
     return RuntimeError(f"called sys.exit({error.code!r})").with_traceback(error.__traceback__)
 
 

@@ -124,5 +124,5 @@ def test_of_a_folder_with_splits_one_is_counted_and_the_others_named(tmp_path: P
     for name in ("train", "test"):
         (tmp_path / f"{name}.jsonl").write_text('{"prompt": "1=", "answer": "1"}\n')
     result = check(str(tmp_path), "--model", str(MODEL))
-    assert result.stdout.startswith("training: 1 prompts")
-    assert "split train, without 1 other file(s) (test.jsonl)" in result.stdout
+    assert result.stdout.startswith("training: 1 prompt")
+    assert "split train, without 1 other file (test.jsonl)" in result.stdout

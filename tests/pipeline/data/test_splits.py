@@ -115,12 +115,12 @@ def test_what_was_left_out_is_said_where_the_data_is_described(
 ):
     at = folder(tmp_path / "d", "train.jsonl", "test.jsonl")
     found = load_train(DataConfig(train=str(at)), tokenizer, 64)
-    assert found.summary_line().endswith("split train, without 1 other file(s) (test.jsonl)")
+    assert found.summary_line().endswith("split train, without 1 other file (test.jsonl)")
     held = load_held_out(DataConfig(train="x", held_out=str(at)), tokenizer, 64)
     assert [item.prompt for item in held.items] == ["1+1="]
     pattern = load_train(DataConfig(train=str(at / "*.jsonl")), tokenizer, 64)
     assert len(pattern) == 2, "a pattern names its files"
-    assert pattern.summary_line().endswith("1 file(s) of other splits, such as test.jsonl")
+    assert pattern.summary_line().endswith("1 file of other splits, such as test.jsonl")
 
 
 def test_a_number_of_held_out_prompts_is_of_the_folder_s_own_split(
@@ -158,7 +158,11 @@ configs:
     "card, train, held_out",
     [
         (CARD, ["a.jsonl"], ["b.jsonl"]),
-        (CARD.replace("\n- config_name: default", "\n- config_name: main"), ["a.jsonl"], ["b.jsonl"]),
+        (
+            CARD.replace("\n- config_name: default", "\n- config_name: main"),
+            ["a.jsonl"],
+            ["b.jsonl"],
+        ),
         ("---\nconfigs:\n- data_files: a.jsonl\n---\n", ["a.jsonl"], None),
         ("# Prose\n---\nconfigs: [\n", ["a.jsonl", "b.jsonl"], ["a.jsonl", "b.jsonl"]),
         ("---\nconfigs: [[[\n---\n", ["a.jsonl", "b.jsonl"], ["a.jsonl", "b.jsonl"]),
