@@ -124,6 +124,12 @@ def play_one(
         raise RunStopped(str(error)) from error
 
 
+_UNSEEN = (
+    "the model's weights, data and reward: lengths, times and learning are modelled; "
+    "darts train CONFIG --dry-run checks those"
+)
+
+
 def simulate_one(config: Config, scenario: Scenario, out: Path | None, trace: Path | None) -> int:
     """One run; a table of its steps, its figures, and a trace if asked for.
 
@@ -160,6 +166,7 @@ def simulate_one(config: Config, scenario: Scenario, out: Path | None, trace: Pa
             f"{name:22}{value:12.3f}" for name, value in msgspec.structs.asdict(found).items()
         )
     )
+    print(f"\nnot looked at: {_UNSEEN}")
     if trace is not None:
         trace.write_text(json.dumps(spans.trace_document()), encoding="utf-8")
         print(f"\ntrace: {trace} (open it in https://ui.perfetto.dev)")

@@ -45,7 +45,7 @@ def _patterns(given: Any) -> Iterator[tuple[str, str]]:
     if isinstance(given, dict):
         pairs = [*cast(dict[Any, Any], given).items()]
     else:
-        entries = [cast(Any, one) for one in _list(given)]
+        entries = _list(given)
         pairs = [
             (one.get("split", "train"), one.get("path")) if isinstance(one, dict)
             else ("train", one)

@@ -354,6 +354,15 @@ def test_config_schema_prints_the_schema_of_every_setting_and_option() -> None:
     assert "darts config schema > schema.json" in darts("config", "schema", "--help").output
 
 
+@pytest.mark.parametrize("group", ["", "data", "reward", "config", "bench"])
+def test_summaries_of_help_are_whole_in_eighty_columns(
+    monkeypatch: pytest.MonkeyPatch, group: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    listed = darts(*filter(None, [group]), "--help").output.partition("ARGS]...")[2]
+    assert [line for line in listed.splitlines() if line.endswith("...")] == []
+
+
 def test_plugins_lists_one_kind_within_the_terminal_s_width(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
