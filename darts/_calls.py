@@ -227,8 +227,12 @@ def _run_name(config: Settings, model: str | Path | None) -> str:
 
 
 def _refuse_no_evaluation(config: Config) -> None:
+    from pipeline.data.eval_sets import nothing_held_out
+
     if not config.eval.every:
         raise ConfigError(["eval.every: 0: nothing would be evaluated"])
+    if why := nothing_held_out(config):
+        raise ConfigError([why])
 
 
 def _start(

@@ -154,17 +154,22 @@ def eval_command(
         typer.Option(parser=user_path, help="folder of the run; default: a new one below runs/"),
     ] = None,
 ) -> None:
-    """Evaluate a model on the held-out prompts and print accuracy and response lengths.
+    """Evaluate a model on the held-out prompts.
+
+    It prints accuracy and response lengths.
 
     darts eval configs/quickstart.yaml model=exported eval.samples=8
     """
     from launch.commands.train import start_run
     from launch.monitor.bounded_output import bounded_output
+    from pipeline.data.eval_sets import nothing_held_out
 
     with bounded_output():
         loaded = load_config(config, [*(overrides or []), "step.count=0"])
         if not loaded.eval.every:  # of training alone
             loaded = load_config(config, [*(overrides or []), "step.count=0", "eval.every=1"])
+        if why := nothing_held_out(loaded):
+            exit_with_error(why, 2)
         _check(loaded)
         path = out or Path("runs") / f"{config.stem}-eval"
         raise typer.Exit(start_run(loaded, path, out is None))
@@ -178,7 +183,9 @@ def export_command(
         bool, typer.Option("--best", help="the checkpoint of the best step (setting eval.best)")
     ] = False,
 ) -> None:
-    """Write the newest checkpoint as a Hugging Face directory for transformers and vLLM.
+    """Write the newest checkpoint as a Hugging Face directory.
+
+    transformers and vLLM load it.
 
     darts export runs/quickstart exported
     """
@@ -235,7 +242,9 @@ def engine_command(
     ],
     name: Annotated[str, typer.Option(help="name of the engine, unique in the job")],
 ) -> None:
-    """Add a rollout engine to a running job, on this machine or another one.
+    """Add a rollout engine to a running job.
+
+    It may run on another machine.
 
     darts engine --join join.key --name extra
     """
@@ -268,7 +277,7 @@ def learner_command(
         int, typer.Option(help="a number, the same for all ranks, that no other run here has")
     ] = 29400,
 ) -> None:
-    """Start a learner rank for a job that was started with --stage-only.
+    """Start a learner rank of a job with --stage-only.
 
     darts learner --join runs/quickstart --rank 0
     """
@@ -338,7 +347,9 @@ def doctor_command(
         float, typer.Option("--wait", help="seconds to wait for the other machines", min=1)
     ] = 60.0,
 ) -> None:
-    """Check this machine and its installation, and print how to fix what is wrong.
+    """Check this machine and its installation.
+
+    It prints how to fix what is wrong.
 
     With --cluster CONFIG, started on every machine or under torchrun, it also checks which
     machines reach each other and what differs between them. The exit status is 0 if a run would

@@ -59,9 +59,11 @@ def load_config(config: Path, overrides: list[str] | None, *, weights: bool = Tr
     try:
         return load(config, overrides or (), weights=weights)
     except ConfigError as error:
-        count = len(error.problems)
+        from pipeline.system.terminal_text import counted
+
+        count = counted(len(error.problems), "problem")
         cure = "docs/configuration.md lists every key and its values"
-        exit_with_error(f"{count} problem(s) in the configuration\n{error}\n{cure}", 2)
+        exit_with_error(f"{count} in the configuration\n{error}\n{cure}", 2)
 
 
 def run_folder(path: Path) -> RunFolder:

@@ -23,7 +23,7 @@ class Shell(StrEnum):
 def completion_command(
     shell: Annotated[Shell, typer.Argument(help="the shell that you use")],
 ) -> None:
-    """Print a script for your shell that completes darts' commands and options.
+    """Print a script that completes commands in your shell.
 
     darts completion bash >> ~/.bashrc
 

@@ -8,13 +8,15 @@ import typer
 
 from launch.options import exit_with_error
 
-_HELP = "Show what configuration files may contain, and recipes of published methods."
+_HELP = "Show what configuration files and recipes contain."
 config = typer.Typer(help=_HELP, no_args_is_help=True, rich_markup_mode=None)
 
 
 @config.command()
 def schema() -> None:
-    """Print the JSON Schema of configuration files: every key with meaning, range and default.
+    """Print the JSON Schema of configuration files.
+
+    It has every key with meaning, range and default.
 
     Editors use it to complete and check settings; installed plug-ins are included. Name it in the
     first line of a configuration:
@@ -33,7 +35,9 @@ def schema() -> None:
 def recipes(
     name: Annotated[str, typer.Argument(help="show the settings of this one")] = "",
 ) -> None:
-    """List the recipes: published methods as settings, for `recipe=NAME` (docs/methods.md).
+    """List the recipes: published methods as settings.
+
+    They are chosen by `recipe=NAME` (docs/methods.md).
 
     darts config recipes dars
     darts train configs/quickstart.yaml recipe=dars

@@ -40,7 +40,9 @@ def check_command(
     ] = None,
     json_wanted: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
-    """Count prompts, lengths and faults, and show the first prompt as the model reads it.
+    """Count prompts, lengths and faults of a data set.
+
+    It shows the first prompt as the model reads it.
 
     Exit status 0: a run would start; 1: bad lines would stop it; 2: the data cannot be read.
 
@@ -53,8 +55,9 @@ def check_command(
     from launch.commands import data_report
     from pipeline.data import findings
 
-    config = _config(what, overrides or [], model)
-    tokenizer, train, held_out = _read(config)
+    config, judged = _config(what, overrides or [], model), _names_reward(what, overrides or [])
+    tokenizer, train, held_out = _read(config, judged)
+    answers = _answers_line(config, judged, train)
     told = data_report.tokens_of(config, tokenizer, train, held_out)
     reports = {"training": data_report.report_of(train)}
     if len(held_out):
@@ -64,10 +67,10 @@ def check_command(
     stops = bool(faults) and config.data.bad_lines == "stop"
     if json_wanted:
         found = {**msgspec.to_builtins(reports), "tokens": msgspec.to_builtins(told)}
-        found |= {"in_both": leaked, "would_start": not stops}
+        found |= {"answers": answers, "in_both": leaked, "would_start": not stops}
         typer.echo(as_json(found))
     else:
-        _show(reports, told, leaked, stops)
+        _show(reports, told, answers, leaked, stops)
     raise typer.Exit(int(stops))
 
 
@@ -88,14 +91,38 @@ def _config(what: str, overrides: list[str], model: Path | None) -> Config:
     return load_config(Path(os.devnull), [*own, *alone, *overrides], weights=False)
 
 
-def _read(config: Config) -> tuple[Tokenizer, Dataset, Dataset]:
-    """Reads tokenizer and both data sets; bad lines are collected."""
+def _names_reward(what: str, overrides: list[str]) -> bool:
+    """Whether the reward is the user's choice, or only the one that is there by default."""
+    keys = (override.partition("=")[0].partition(".")[0].strip() for override in overrides)
+    return what.endswith((".yaml", ".yml")) or not {"reward", "recipe"}.isdisjoint(keys)
+
+
+def _answers_line(config: Config, judged: bool, train: Dataset) -> str:
+    """Says what of the answers was looked at, which depends on the reward."""
+    from pipeline.data.wanted import wanted_of
+
+    name = config.reward.name
+    if judged and wanted_of(config).answers:
+        return (
+            f"the reward {name} compares with them: each is text or a number; whether it can be "
+            "graded says darts train CONFIG --dry-run"
+        )
+    without = sum(not item.answer for item in train.items)
+    counted = f"{without} of {len(train)} training prompts have none" if without else "all there"
+    if judged:
+        return f"{counted}; the reward {name} gets them as they are, none is looked at"
+    return f"{counted}; name a reward to have them checked: reward=exact, reward=math"
+
+
+def _read(config: Config, judged: bool) -> tuple[Tokenizer, Dataset, Dataset]:
+    """Reads tokenizer and both data sets; bad lines are collected. Answers are `judged` by what
+    the reward needs, or may be anything."""
     import msgspec
 
     from pipeline.data import eval_sets
     from pipeline.data.dataset import DataError, load_train
     from pipeline.data.tokenizer import ModelError, Tokenizer
-    from pipeline.data.wanted import wanted_of
+    from pipeline.data.wanted import Wanted, wanted_of
     from pipeline.stage import build
 
     lenient = msgspec.structs.replace(
@@ -104,19 +131,23 @@ def _read(config: Config) -> tuple[Tokenizer, Dataset, Dataset]:
     try:
         tokenizer = Tokenizer(Path(config.model))
         limit = config.sampling.max_tokens
-        train = load_train(lenient.data, tokenizer, limit, wanted_of(config))
+        wanted = wanted_of(config) if judged else Wanted(answers=False)
+        train = load_train(lenient.data, tokenizer, limit, wanted)
         held_out = eval_sets.load_eval_sets(lenient, tokenizer).data
-        build.check_answers(config, train, held_out)
+        if judged:
+            build.check_answers(config, train, held_out)
     except (ModelError, DataError) as error:
         exit_with_error(error, 2)
     return tokenizer, train, held_out
 
 
-def _show(reports: dict[str, DataReport], told: TokenReport, leaked: int, stops: bool) -> None:
+def _show(
+    reports: dict[str, DataReport], told: TokenReport, answers: str, leaked: int, stops: bool
+) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from pipeline.system.terminal_text import printable
+    from pipeline.system.terminal_text import counted, printable
 
     console = Console(highlight=False)
     if not console.is_terminal:
@@ -124,11 +155,13 @@ def _show(reports: dict[str, DataReport], told: TokenReport, leaked: int, stops:
     for line in told.warnings:
         console.print(Text(printable(f"warning: {line}")), soft_wrap=True)
     for name, report in reports.items():
-        console.print(f"{name.replace('_', ' ')}: {report.prompts} prompts", style="bold")
+        console.print(
+            f"{name.replace('_', ' ')}: {counted(report.prompts, 'prompt')}", style="bold"
+        )
         console.print(_table(report))
         for line in _bars(report.lengths):
             console.print(line)
-        facts = told.facts if name == "training" else ()
+        facts = (*told.facts, f"answers: {answers}") if name == "training" else ()
         for line in (*facts, *_words(report)):
             console.print(Text(printable(line)), soft_wrap=True)
     if leaked:
@@ -176,6 +209,8 @@ def _bars(lengths: Lengths) -> Iterator[str]:
 
 
 def _words(report: DataReport) -> Iterator[str]:
+    from pipeline.system.terminal_text import counted
+
     for source in report.sources:
         if source.note:
             yield f"{source.name}: {source.note}"
@@ -186,7 +221,7 @@ def _words(report: DataReport) -> Iterator[str]:
         yield from (f"  {where} as {before}" for where, before in report.first_duplicates)
         yield from _and_more(report.duplicates - len(report.first_duplicates))
     if report.faults:
-        yield f"{report.faults} bad lines:"
+        yield f"{counted(report.faults, 'bad line')}:"
         yield from (f"  {line}" for line in report.first_faults)
         yield from _and_more(report.faults - len(report.first_faults))
     first = report.first

@@ -48,7 +48,9 @@ def profile_command(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="file for the whole analysis as JSON")] = None,
 ) -> None:
-    """Run a few steps and show what they waited for: the critical path by kind of wait.
+    """Run a few steps and show what they waited for.
+
+    This is the critical path, by kind of wait.
 
     darts profile configs/quickstart.yaml selector=first_m
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -19,6 +19,11 @@ from launch.options import CONFIG_HELP, Overrides, exit_with_error, load_config
 
 if TYPE_CHECKING:
     from pipeline.config.schema import Config
+    from pipeline.data.dataset import Dataset
+    from pipeline.data.items import Item
+    from pipeline.data.tokenizer import Tokenizer
+    from pipeline.observability.recorder import SampleLine
+    from pipeline.observability.rollout_files import RolloutLine
     from pipeline.plugins.views import Sampled
 
 reward_app = typer.Typer(
@@ -34,14 +39,17 @@ def try_command(
         Path,
         typer.Option(
             help="JSONL file with prompt, response and answer in each line (other fields are "
-            "columns), or the folder of a run: the samples of its newest evaluation"
+            "columns), or the folder of a run: the samples of its newest evaluation, or the "
+            "responses of its newest step; RUN/rollouts: those"
         ),
     ],
     overrides: Overrides = None,
     limit: Annotated[int | None, typer.Option(min=1, help="score only the first N samples")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
-    """Score given responses with a configuration's reward; print score, parts and time of each.
+    """Score given responses with a configuration's reward.
+
+    It prints score, parts and time of each.
 
     darts reward try configs/quickstart.yaml --samples mine.jsonl reward=math
     """
@@ -55,7 +63,7 @@ def try_command(
         read = _of_run(samples, loaded) if samples.is_dir() else _of_file(samples, loaded)
         given = list(read)[:limit]
         if not given:
-            raise ValueError(f"{samples}: no samples")
+            raise ValueError(f"{samples}: no samples of this data")
         found = asyncio.run(_tried(loaded, given))
     except (OSError, ValueError, PluginError, UnreadableFile) as error:
         exit_with_error(error, 2)
@@ -64,6 +72,8 @@ def try_command(
     typer.echo(
         json.dumps(_document(found)) if as_json else printable("\n".join(_lines(given, found)))
     )
+    if samples.is_dir() and not as_json:
+        typer.echo(printable(given[0][0].rpartition(", line")[0]))
     if any("error" in one for one in found):
         raise typer.Exit(1)
 
@@ -153,41 +163,78 @@ def _first_of(row: dict[str, Any], *names: str) -> Any:
 
 
 def _of_run(path: Path, config: Config) -> Iterator[tuple[str, Sampled]]:
-    """Reads samples of a run's newest evaluation; the data set has their columns. Raises
-    ValueError."""
+    """Reads the samples of a run's newest evaluation, or the responses of its newest step; the
+    data set has their columns. Raises ValueError."""
     from launch.run_files.samples import read_samples
+    from pipeline.observability.rollout_files import files_in
+    from pipeline.system.run_folder import RunFolder
+
+    inside = path.absolute().name if path.absolute().name in ("samples", "rollouts") else ""
+    run = RunFolder(path.absolute().parent if inside else path.absolute())
+    evaluations = {} if inside == "rollouts" else read_samples(run.samples)
+    steps = {} if inside == "samples" else files_in(run.rollouts)
+    if evaluations:
+        step = max(evaluations)
+        yield from _of_evaluation(f"{path}: samples of step {step}", evaluations[step], config)
+    elif steps:
+        step = max(steps)
+        yield from _of_step(f"{path}: rollouts of step {step + 1}", steps[step], config)
+    else:
+        raise ValueError(
+            f"{path}: has neither samples/step-*.jsonl nor rollouts/step-*.jsonl.zst: not a run, "
+            "or it has not evaluated yet and keeps no responses (rollouts.every)"
+        )
+
+
+def _of_evaluation(
+    where: str, lines: Sequence[SampleLine], config: Config
+) -> Iterator[tuple[str, Sampled]]:
     from pipeline.data import eval_sets
+
+    items = {i.prompt: i for i in _data(lambda t: eval_sets.load_eval_sets(config, t).data, config)}
+    for number, line in enumerate(lines, start=1):
+        if (item := items.get(line.prompt)) is not None:
+            yield f"{where}, line {number}", _of_item(item, line)
+
+
+def _of_step(where: str, file: Path, config: Config) -> Iterator[tuple[str, Sampled]]:
+    from pipeline.data.dataset import load_train
+    from pipeline.data.wanted import wanted_of
+    from pipeline.observability.rollout_files import read_rollouts
+
+    data, most, wanted = config.data, config.sampling.max_tokens, wanted_of(config)
+    items = _data(lambda t: load_train(data, t, most, wanted), config)
+    for number, line in enumerate(read_rollouts(file), start=1):
+        known = items[line.prompt] if line.prompt < len(items) else None
+        # A prompt with a variant behind it is longer than the data set's.
+        if known is not None and line.finish and line.prompt_text.startswith(known.prompt):
+            yield f"{where}, line {number}", _of_item(known, line)
+
+
+def _data(load: Callable[[Tokenizer], Dataset], config: Config) -> Sequence[Item]:
+    """Prompts of a data set. Raises ValueError."""
     from pipeline.data.dataset import DataError
     from pipeline.data.tokenizer import ModelError, Tokenizer
-    from pipeline.plugins.views import Sampled
 
-    evaluations = read_samples(path / "samples")
-    if not evaluations:
-        raise ValueError(
-            f"{path}: has no samples/step-*.jsonl: not a run, or it has not evaluated yet"
-        )
     try:
-        data = eval_sets.load_eval_sets(config, Tokenizer(Path(config.model))).data
+        return load(Tokenizer(Path(config.model))).items
     except (DataError, ModelError) as error:
         raise ValueError(str(error)) from error
-    items = {item.prompt: item for item in data.items}
-    step = max(evaluations)
-    for number, line in enumerate(evaluations[step], start=1):
-        item = items.get(line.prompt)
-        if item is not None:
-            yield (
-                f"{path}: samples of step {step}, line {number}",
-                Sampled(
-                    prompt=item.prompt,
-                    response=line.response,
-                    finish=line.finish,
-                    tokens=line.tokens,
-                    answer=item.answer,
-                    columns=item.columns,
-                    messages=item.messages,
-                    pieces=line.pieces,
-                ),
-            )
+
+
+def _of_item(item: Item, line: SampleLine | RolloutLine) -> Sampled:
+    from pipeline.plugins.views import Sampled
+
+    return Sampled(
+        prompt=item.prompt,
+        response=line.response,
+        finish=line.finish,
+        tokens=line.tokens,
+        answer=item.answer,
+        columns=item.columns,
+        messages=item.messages,
+        pieces=line.pieces,
+    )
 
 
 # --- what is shown ------------------------------------------------------------------------

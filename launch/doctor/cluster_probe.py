@@ -34,6 +34,7 @@ from launch.torchrun.rendezvous import POLL_S, SharedSecret, Store, read_message
 from pipeline.config.schema import Config
 from pipeline.data.tokenizer import ModelError, read_json
 from pipeline.system.temp_dirs import SHARED_MEMORY
+from pipeline.system.terminal_text import counted
 from pipeline.wire.clock_sync import PeerClock
 
 PROBE_LIMIT_S = 3.0
@@ -386,4 +387,6 @@ def _report_lines(
 
 
 def _verdict_line(found: Sequence[str]) -> str:
-    return f"a run would not start: {len(found)} problem(s)" if found else "a run would start"
+    return (
+        f"a run would not start: {counted(len(found), 'problem')}" if found else "a run would start"
+    )

@@ -35,7 +35,9 @@ def explain_command(
         bool, typer.Option("--json", help="print JSON; its steps are counted from 0")
     ] = False,
 ) -> None:
-    """Explain what happened to a group: its candidates, and each decision with its reason.
+    """Explain what happened to a group, and why.
+
+    It shows the candidates, and each decision with its reason.
 
     darts explain runs/quickstart 258
 

@@ -11,6 +11,7 @@ from launch.explain.decisions import Candidate, Decided, Ended, Opened, Story
 from launch.run_files.records import Straggler
 from launch.run_files.step_facts import StepFacts
 from pipeline.observability.critical_path import by_kind
+from pipeline.system.terminal_text import counted
 
 KINDS_SHOWN = 4
 """Kinds of wait that are shown of a critical path."""
@@ -121,7 +122,7 @@ def story_in_words(story: Story, text: str, step: StepFacts | None) -> Iterator[
 
 def _event(line: Opened | Decided | Ended, story: Story) -> str:
     if isinstance(line, Opened):
-        return f"opened with {line.candidates} candidates{reason_text(line.note)}"
+        return f"opened with {counted(line.candidates, 'candidate')}{reason_text(line.note)}"
     if isinstance(line, Decided):
         who = f" {_ids(line.ids)}" if line.ids else ""
         return (
@@ -264,7 +265,11 @@ def _account(member: Candidate, story: Story, ended: Ended) -> tuple[str, str]:
 
 def _turns(member: Candidate) -> str:
     """Returns '' if the environment was not called."""
-    return f"{member.turns} turns, {member.appended} tokens appended" if member.turns else ""
+    return (
+        f"{counted(member.turns, 'turn')}, {counted(member.appended, 'token')} appended"
+        if member.turns
+        else ""
+    )
 
 
 def _cut(member: Candidate, story: Story) -> str:

@@ -14,6 +14,7 @@ import typer
 
 from launch.monitor.top import Watched
 from launch.options import RUN_HELP, run_folder
+from pipeline.system.terminal_text import counted
 
 if TYPE_CHECKING:
     from pipeline.observability.live_status import PeerStatus, RunStatus, WaitStatus
@@ -26,7 +27,9 @@ def status_command(
     run: Annotated[Path, typer.Argument(help=RUN_HELP)],
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
-    """Show what a run waits for, since when, and what happens at each time limit.
+    """Show what a run waits for, and since when.
+
+    It also says what happens at each time limit.
 
     The exit status is 0 while the run starts or works and when it is done, else 1.
 
@@ -84,7 +87,9 @@ def status_lines(run: Path, now: RunStatus, note: str, word: str) -> Iterator[st
         config = shlex.quote(str(run / "config.yaml"))
         yield f"{run}: never started; start it with: darts train {config}"
         return
-    yield f"{run}: {word}, {now.step} of {now.steps} steps done" + (f"; {note}" if note else "")
+    yield f"{run}: {word}, {now.step} of {counted(now.steps, 'step')} done" + (
+        f"; {note}" if note else ""
+    )
     if now.paced:
         yield f"paced: {now.paced}: times are emulated"
     if word in ("done", "stopped", "ended"):

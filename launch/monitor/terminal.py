@@ -17,7 +17,7 @@ from rich.text import Text
 
 from launch.monitor.panel import History, clock, count, render_panel, score_name
 from pipeline.observability.live_status import RunStatus
-from pipeline.system.terminal_text import printable
+from pipeline.system.terminal_text import counted, printable
 
 _ECHO = len("^C^C")
 """Columns kept free right of the panel for the terminal's echo of Ctrl-C: on a line of its own it
@@ -150,7 +150,9 @@ def result_table(result: dict[str, Any], steps: int) -> str:
         lines = [*(f"{n:24}{b:>10}{a:>10}{c:>10}" for n, b, a, c in rows), ""]
     used = {name: tokens for name, tokens in ledger.items() if tokens}
     if steps:
-        lines.append(f"{result['steps']} of {steps} steps in {result['train_seconds']:.1f} s")
+        lines.append(
+            f"{result['steps']} of {counted(steps, 'step')} in {result['train_seconds']:.1f} s"
+        )
     lines += [*_mechanisms(result), ""]
     total = max(1, result["tokens_reported_by_engines"])
     lines.append(f"{'tokens sampled':24}{result['tokens_reported_by_engines']:>10}")

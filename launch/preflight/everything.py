@@ -64,8 +64,10 @@ def check_everything(config: Config, *, ask: bool = False) -> list[str]:
     told += findings.overlap_of(train, held_out.data)
     simulated = config.engine.kind == "simulated"
     skipped = [f"skipped: {line}" for line in (*train.skipped, *held_out.data.skipped)]
+    nothing = eval_sets.nothing_held_out(config) if config.eval.every else ""
     return [
         *without_effect(config),
+        *([f"note: {nothing}"] if nothing else []),
         *([f"recipe: {config.recipe}"] if config.recipe else []),
         *skipped,
         *(f"warning: {line}" for line in (*rules.warnings(config), *told, *tried.warnings)),

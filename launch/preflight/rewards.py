@@ -19,6 +19,7 @@ from pipeline.data.tokenizer import Tokenizer
 from pipeline.plugins import registry
 from pipeline.plugins.interfaces import Options
 from pipeline.plugins.views import Sampled
+from pipeline.system.terminal_text import counted
 from pipeline.workers.pool import NoOpinion, RewardFailed, RewardPool
 
 LOOKED_AT = 200
@@ -117,7 +118,7 @@ async def try_reward(config: Config, tokenizer: Tokenizer, data: Sequence[Datase
 
 def _told(config: Config, items: Sequence[Item], calls: _Calls) -> Tried:
     name, called = config.reward.name, calls.answered + len(calls.failed)
-    line = f"{name}, called {called} times with {len(items)} rows of the data"
+    line = f"{name}, called {counted(called, 'time')} with {counted(len(items), 'row')} of the data"
     warnings: list[str] = []
     if calls.failed:
         where, last = calls.failed[-1]

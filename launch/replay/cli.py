@@ -29,7 +29,7 @@ def replay_command(
         ),
     ] = False,
 ) -> None:
-    """Replay what a run's coordinator heard, and check that it answers the same, bit for bit.
+    """Replay a recorded run, and check that it decides the same.
 
     A run with debug.record=true writes a recording: every event with its time, and what was
     answered. No engine, learner or data is needed to replay it. The exit status is 1 at the first

@@ -12,7 +12,7 @@ from pipeline.plugins.registry import PluginError
 from pipeline.recording.frames import RecordingError
 from pipeline.recording.reader import Recording
 from pipeline.stage.build import make_plugins
-from pipeline.system.terminal_text import printable
+from pipeline.system.terminal_text import counted, printable
 
 
 def recordings_of(path: Path) -> list[Path]:
@@ -70,7 +70,7 @@ def replay_same(paths: Sequence[Path], *, imports: bool) -> int:
 def outcome_lines(recording: Recording, found: Replayed, *, imports: bool) -> list[str]:
     """The outcome of one replay, for people."""
     path, header = recording.path, recording.header
-    counts = f"{found.events} events, {found.commands} commands"
+    counts = f"{counted(found.events, 'event')}, {counted(found.commands, 'command')}"
     difference = found.difference
     if difference is None:
         lines = [f"{path}: {counts}, equal"]

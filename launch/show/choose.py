@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import msgspec
 
 from pipeline.observability.rollout_files import RolloutLine
+from pipeline.system.terminal_text import counted
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,7 +91,7 @@ def summary(step: int, lines: Sequence[RolloutLine]) -> str:
     """One sentence about a step's responses."""
     rewards = [line.reward for line in lines if line.reward is not None]
     groups = _by_group(lines)
-    said = f"step {step + 1}: {len(lines)} responses in {len(groups)} groups"
+    said = f"step {step + 1}: {counted(len(lines), 'response')} in {counted(len(groups), 'group')}"
     if rewards:
         mean = sum(rewards) / len(rewards)
         said += f", mean reward {mean:.3g} ({min(rewards):.3g} to {max(rewards):.3g})"

@@ -50,7 +50,9 @@ def show_command(
         bool, typer.Option("--json", help="print JSON; its steps are counted from 0")
     ] = False,
 ) -> None:
-    """Show prompts and responses of a run side by side, with reward, fate and reason.
+    """Show prompts and responses of a run side by side.
+
+    Each has its reward, its fate and the reason.
 
     darts show runs/quickstart
 

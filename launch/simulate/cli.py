@@ -109,7 +109,9 @@ def simulate_command(
         ),
     ] = None,
 ) -> None:
-    """Simulate runs: the real coordinator in virtual time with modelled engines and learner.
+    """Simulate runs on modelled machines, in virtual time.
+
+    The coordinator is the real one, engines and learner are models.
 
     darts simulate engine.count=64 selector=first_m --within 1.0 --trace trace.json
 

@@ -39,6 +39,7 @@ from pipeline.simulation.tracebacks import plugin_traceback
 from pipeline.simulation.workload import Parametric
 from pipeline.system import untrusted_files
 from pipeline.system.run_folder import RunError
+from pipeline.system.terminal_text import counted
 
 
 class RunStopped(Exception):
@@ -123,6 +124,12 @@ def play_one(
         raise RunStopped(str(error)) from error
 
 
+_UNSEEN = (
+    "the model's weights, data and reward: lengths, times and learning are modelled; "
+    "darts train CONFIG --dry-run checks those"
+)
+
+
 def simulate_one(config: Config, scenario: Scenario, out: Path | None, trace: Path | None) -> int:
     """One run; a table of its steps, its figures, and a trace if asked for.
 
@@ -159,6 +166,7 @@ def simulate_one(config: Config, scenario: Scenario, out: Path | None, trace: Pa
             f"{name:22}{value:12.3f}" for name, value in msgspec.structs.asdict(found).items()
         )
     )
+    print(f"\nnot looked at: {_UNSEEN}")
     if trace is not None:
         trace.write_text(json.dumps(spans.trace_document()), encoding="utf-8")
         print(f"\ntrace: {trace} (open it in https://ui.perfetto.dev)")
@@ -245,7 +253,10 @@ def explore_seeds(
     for outcome in found.shown:
         print(outcome_text(outcome, own))
     modes_ = ", ".join(f"{name} {number}" for name, number in found.by_mode.items())
-    print(f"{found.seeds} seeds ({modes_}), {found.events} events, {found.violations} violations")
+    print(
+        f"{counted(found.seeds, 'seed')} ({modes_}), {counted(found.events, 'event')}, "
+        f"{counted(found.violations, 'violation')}"
+    )
     _write({**_found(found), "resume": unlike}, out)
     return 1 if found.violations or unlike else 0
 

@@ -16,6 +16,7 @@ import xxhash
 
 from pipeline.config import paths, rules
 from pipeline.config.schema import Config, DataConfig, Plugin
+from pipeline.data.dataset import held_out_beside
 from pipeline.data.files import files_of
 from pipeline.plugins import registry
 from pipeline.system.untrusted_files import open_regular
@@ -94,6 +95,9 @@ def _of_data(data: DataConfig) -> Iterator[tuple[str, str]]:
         yield from _of_source("data.held_out", data.held_out, "held_out")
     else:
         yield "data.held_out", _text(data.held_out)
+        beside = held_out_beside(data) if data.held_out else ""
+        if beside and beside not in rules.tasks():
+            yield from _of_source("data.held_out of data.train", beside, "held_out")
 
 
 def _of_source(key: str, path: str, split: str) -> Iterator[tuple[str, str]]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pipeline.config.schema import LearnerConfig
 from pipeline.system import untrusted_files
@@ -126,7 +126,7 @@ def complaints(given: dict[str, Any], section: LearnerConfig) -> Iterator[str]:
     for key, value in given.items():
         if _silent(value) or key in HARMLESS or key.startswith("_"):
             continue
-        if key in REFUSED and (value is False or (key in _ONE and value == 1)):
+        if key in REFUSED and (_is_off(value) or (key in _ONE and value == 1)):
             continue
         if key in OURS:
             other = _disagreement(key, value, section)
@@ -141,6 +141,9 @@ def complaints(given: dict[str, Any], section: LearnerConfig) -> Iterator[str]:
         elif key not in PASSED:
             known = [*OURS, *REFUSED, *HARMLESS, *PASSED]
             near = difflib.get_close_matches(key, known, n=1)
+            if key in ("compute_environment", "deepspeed_config"):
+                yield f"{key}: a file of accelerate; name DeepSpeed's own, or set learner.zero"
+                continue
             hint = f"did you mean {near[0]}?" if near else "take it out"
             yield f"{key}: no key of DeepSpeed that is known here; {hint}"
 
@@ -227,6 +230,12 @@ def passed(given: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in kept.items() if value not in ("auto", None)}
 
 
+def _is_off(value: Any) -> bool:
+    """Whether this is false, or an object in which everything is."""
+    inner = cast(dict[str, Any], value).values() if isinstance(value, dict) else ()
+    return value is False or (bool(inner) and all(one is False for one in inner))
+
+
 def _silent(value: Any) -> bool:
     """Whether this says nothing: "auto" and all that transformers fills in, or switched off."""
     if isinstance(value, dict):
@@ -251,7 +260,9 @@ def _zero(value: Any, section: LearnerConfig) -> Iterator[str]:
         yield f"zero_optimization: found {value!r:.100}, expected an object"
         return
     stage = value.get("stage", section.zero)
-    if stage not in (section.zero, "auto"):
+    if isinstance(stage, str) and stage != "auto":
+        yield f"zero_optimization.stage: found {stage!r}, expected a number from 0 to 3"
+    elif stage not in (section.zero, "auto"):
         yield (
             f"zero_optimization.stage: found {stage!r}, but learner.zero is {section.zero}; "
             f"set learner.zero: {stage}"

@@ -1,4 +1,5 @@
-"""Names of settings in TRL and verl -> those of darts, for messages and for docs/migrating.md.
+"""Names of settings in other libraries -> those of darts, for messages; those of TRL and verl for
+docs/migrating.md too.
 
 Names of losses and advantages are in `pipeline.plugins.elsewhere`. `ours` answers an unknown key
 with the setting that does the same here.
@@ -137,12 +138,117 @@ TRL: dict[str, str] = {
 }
 """Name of TRL's `GRPOConfig`, of its script or of transformers -> what does the same in darts."""
 
+_NO_KL_REWARD = "none: KL is in the loss alone, loss.dapo.kl with learner.reference=start"
+_NO_CRITIC = "none: there is no critic; rewards of a group are compared with each other"
+OTHERS: dict[str, tuple[str, str]] = {
+    **{
+        name: ("OpenRLHF", ours)
+        for name, ours in {
+            "rollout_batch_size": "step.prompts",
+            "n_samples_per_prompt": "group.size",
+            "actor_learning_rate": "learner.lr",
+            "critic_learning_rate": _NO_CRITIC,
+            "lambd": _NO_CRITIC,
+            "gamma": _NO_CRITIC,
+            "micro_train_batch_size": "learner.tokens_per_micro_batch",
+            "micro_rollout_batch_size": "engine.slots",
+            "prompt_max_len": "data.max_prompt_tokens",
+            "generate_max_len": "sampling.max_tokens",
+            "max_epochs": "learner.epochs",
+            "num_episodes": "prompt_order.shuffled.epochs",
+            "zero_stage": "learner.zero",
+            "pretrain": "model",
+            "reward_pretrain": "reward; a reward model answers over HTTP, reward.http.url",
+            "remote_rm_url": "reward.http.url",
+            "vllm_num_engines": "engine.count",
+            "eps_clip": "loss.dapo.clip_low and clip_high",
+            "clip_eps": "loss.dapo.clip_low and clip_high",
+            "cliprange": "loss.dapo.clip_low and clip_high",
+            "init_kl_coef": "loss.dapo.kl, with learner.reference=start",
+            "kl_estimator": "loss.dapo.kl_estimator",
+            "input_key": "data.prompt",
+            "label_key": "data.answer",
+            "apply_chat_template": "data.chat=always",
+            "save_path": "--out",
+            "ckpt_path": "--out",
+            "use_wandb": "metrics.wandb",
+            "lora_rank": "learner.lora.rank",
+            "flash_attn": "learner.attention",
+        }.items()
+    },
+    **{
+        name: ("prime-rl", ours)
+        for name, ours in {
+            "rollouts_per_example": "group.size",
+            "rollouts_per_prompt": "group.size",
+            "max_async_level": "learner.max_staleness",
+            "max_off_policy_steps": "learner.max_staleness",
+            "seq_len": "sampling.max_tokens; a prompt is bounded by data.max_prompt_tokens",
+        }.items()
+    },
+    "n_samples": ("AReaL", "group.size"),
+    "max_head_offpolicyness": ("AReaL", "learner.max_staleness"),
+    "async_training": ("AReaL", "learner.max_staleness; 0 is synchronous"),
+    **{
+        name: ("vLLM", f"engine.vllm.{name}")
+        for name in (
+            "enforce_eager",
+            "enable_prefix_caching",
+            "max_num_batched_tokens",
+            "kv_cache_dtype",
+            "enable_chunked_prefill",
+        )
+    },
+    "max_model_len": ("vLLM", "sampling.max_tokens, and data.max_prompt_tokens"),
+    "tensor_parallel_size": ("vLLM", "engine.tensor_parallel"),
+    "stop_token_ids": ("vLLM", "sampling.stop, with their texts"),
+    "presence_penalty": ("vLLM", f"none: {_WHOLE}"),
+    "frequency_penalty": ("vLLM", f"none: {_WHOLE}"),
+    "batch_size": ("", "step.prompts"),
+    **dict.fromkeys(("steps", "total_steps", "num_steps"), ("", "step.count")),
+    **dict.fromkeys(
+        ("num_rollouts", "n_rollouts", "samples_per_prompt"),
+        ("", "group.size"),
+    ),
+    "torch_dtype": ("transformers", "learner.dtype"),
+    "attn_implementation": ("transformers", "learner.attention"),
+    "warmup_ratio": ("transformers", "learner.warmup_steps, a number of steps"),
+    "resume_from_checkpoint": ("transformers", "darts train --resume RUN"),
+    "logging_steps": ("transformers", "none: every step is logged"),
+    "fp16": ("transformers", "learner.dtype=bfloat16; losses are not scaled"),
+    "run_name": ("transformers", "--out"),
+    "wandb_project": ("transformers", "metrics.wandb"),
+    "train_dataset": ("TRL", "data.train"),
+    "dataset_name": ("TRL", "data.train"),
+    "eval_dataset": ("TRL", "data.held_out"),
+    "vllm_mode": ("TRL", "none: engines and learner are processes of their own, side by side"),
+    "mask_truncated_completions": ("TRL", "advantage.grpo.overlong_tokens, and reward.math.cut"),
+    "system_prompt": ("TRL", "data.system"),
+    "use_kl_in_reward": ("verl", _NO_KL_REWARD),
+    "lam": ("verl", _NO_CRITIC),
+    "ppo_micro_batch_size_per_gpu": ("verl", "learner.tokens_per_micro_batch"),
+    "log_prob_micro_batch_size_per_gpu": ("verl", "learner.tokens_per_micro_batch"),
+    **dict.fromkeys(("num_gpus", "world_size"), ("", "learner.ranks and engine.count")),
+    "fsdp": ("transformers", "learner.zero"),
+    "tokenizer": ("", "none: it is that of model"),
+    "colocate_all_models": ("OpenRLHF", "none: engines and learner are processes side by side"),
+    "experiment_name": ("verl", "--out"),
+    "val_before_train": (
+        "verl",
+        "none: a run evaluates before its first step; eval.every=0: never",
+    ),
+    "reward_fn_key": ("verl", "none: a reward of verl's kind gets data_source"),
+    "response_length": ("verl", "sampling.max_tokens"),
+}
+"""Name, without what stands before it -> library, and what does the same in darts."""
+
 _SHORT = ("beta", "epsilon")
 _PLUGINS = {
     "loss_type": "loss",
     "loss_mode": "loss",
     "policy_loss": "loss",
     "adv_estimator": "advantage",
+    "advantage_estimator": "advantage",
 }
 """Last part of a key of theirs whose value names a plug-in -> its kind."""
 
@@ -173,6 +279,8 @@ def ours(key: str, value: object = "") -> str:
             return f"a section of verl; its keys have other names here: {whole} is {name}"
     if last in TRL:
         return _said("TRL", last, TRL[last])
+    if last in OTHERS:
+        return _said(OTHERS[last][0], last, OTHERS[last][1])
     of_verl = {whole.rpartition(".")[2]: name for whole, name in VERL.items()}
     found = last in of_verl and _is_distinct(last)
     return _said("verl", last, of_verl[last]) if found else ""
@@ -184,10 +292,11 @@ def _is_distinct(key: str) -> bool:
 
 
 def _said(whose: str, key: str, name: str) -> str:
+    owner = f"{whose}'{'' if whose.endswith('s') else 's'} " if whose else ""
     if name.startswith("none: "):
-        return f"{whose}'s {key} has no setting here: {name.removeprefix('none: ')}"
+        return f"{owner}{key} has no setting here: {name.removeprefix('none: ')}"
     first, _, more = name.partition("; ")
-    return f"{whose}'s {key} is {first} here{more and f'; {more}'}"
+    return f"{owner}{key} is {first} here{more and f'; {more}'}"
 
 
 def hint(option: str) -> str:

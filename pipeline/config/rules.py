@@ -166,15 +166,6 @@ def _evaluation(config: Config) -> Iterator[tuple[str, str]]:
     if config.eval.every:
         if config.data.held_out == 0 and not config.eval.sets:
             yield "data.held_out", "found 0, but eval.every asks for evaluations; or eval.every: 0"
-        elif (
-            config.data.train not in tasks()
-            and config.data.held_out != 0
-            and (not isinstance(config.data.held_out, str))
-        ):
-            cure = "name a file of held-out prompts, or set eval.every: 0"
-            what = "a file" if isinstance(config.data.train, str) else "a list of sources"
-            found = f"found {config.data.held_out}, but data.train is {what}"
-            yield "data.held_out", f"{found}: {cure}"
 
 
 def _data(data: DataConfig) -> Iterator[tuple[str, str]]:

@@ -55,7 +55,8 @@ class DataConfig(Section, frozen=True, kw_only=True):
     list of these with weights."""
     held_out: str | Annotated[int, Meta(ge=0, description="at least 0, or a file")] = 256
     """Prompts for evaluation: as `train` (of a task 256), or this many of the held-out prompts of
-    the task that is trained on."""
+    the task, or of the split `test` or `validation` of the folder, that is trained on. From other
+    data a number takes none, and nothing is evaluated."""
     prompt: allowed.FieldName = "prompt"
     """Field that holds the prompt: text, or a list of chat messages. `a.b` is b inside of a."""
     answer: allowed.OptionalFieldName = ""

@@ -168,20 +168,30 @@ class ChatTemplate:
                     f"{path}: cannot be read: {error.why}; expected a chat template in UTF-8, save "
                     "it so"
                 ) from error
-        config = self._model / "tokenizer_config.json"
-        found = read_json(config).get("chat_template") if config.is_file() else None
-        if isinstance(found, list):  # several by name
-            named = [item for item in cast(list[Any], found) if isinstance(item, dict)]
-            templates = [i.get("template") for i in named if i.get("name") == "default"]
-            found = templates[-1] if templates else None
-        if not isinstance(found, str):
-            raise DataError(
-                f"{self._model}: no chat template in chat_template.jinja or tokenizer_config.json, "
-                "and a prompt needs one; name a file with data.chat_template, or give "
-                "prompts as text with data.chat: auto"
+        # A processor's file is the last to look at: of a multimodal model it may be the only one.
+        for name in ("tokenizer_config.json", "chat_template.json"):
+            config = self._model / name
+            found = _default_of(
+                read_json(config).get("chat_template") if config.is_file() else None
             )
-        self._source = f"{config} (chat_template)"
-        return found
+            if found is not None:
+                self._source = f"{config} (chat_template)"
+                return found
+        raise DataError(
+            f"{self._model}: no chat template in chat_template.jinja, tokenizer_config.json or "
+            "chat_template.json, and a prompt needs one; name a file with data.chat_template, or "
+            "give prompts as text with data.chat: auto"
+        )
+
+
+def _default_of(found: Any) -> str | None:
+    """The template of an entry that is one, or has several by their names."""
+    if isinstance(found, list):
+        named = [cast(dict[str, Any], one) for one in found if isinstance(one, dict)]
+        found = {one.get("name"): one.get("template") for one in named}
+    if isinstance(found, dict):
+        found = cast(dict[Any, Any], found).get("default")
+    return found if isinstance(found, str) else None
 
 
 def _checked(messages: list[Any]) -> list[dict[str, Any]]:
@@ -197,6 +207,11 @@ def _checked(messages: list[Any]) -> list[dict[str, Any]]:
             )
         given = cast(dict[str, Any], message)
         role, content = given.get("role"), given.get("content")
+        if role is None and "from" in given and "value" in given:
+            raise ValueError(
+                f"has from and value at [{number}], as ShareGPT, expected role and content: human "
+                "is user there, gpt is assistant"
+            )
         if role not in ROLES:
             raise ValueError(
                 f"has the role {role!r:.60} at [{number}], expected one of {', '.join(ROLES)}"

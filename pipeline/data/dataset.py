@@ -10,6 +10,7 @@ reads. Must not know groups, order or rewards.
 from __future__ import annotations
 
 import importlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,10 +21,10 @@ from pipeline.config import hub, rules
 from pipeline.config.schema import DataConfig, SourceConfig
 from pipeline.data.chat_template import ChatTemplate
 from pipeline.data.fields import ANSWERS, Fields, solution_of, variant_of
-from pipeline.data.files import DataError, Row, rows_of, split_note
+from pipeline.data.files import DataError, Row, has_held_out, rows_of, split_note
 from pipeline.data.items import Dataset, Item, LoadedSource
 from pipeline.data.plain_values import plain
-from pipeline.data.prompt_columns import columns_used, template_arguments
+from pipeline.data.prompt_columns import columns_beside, columns_used, template_arguments
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.wanted import EVERYTHING, Wanted
 
@@ -33,6 +34,7 @@ __all__ = [
     "Dataset",
     "Item",
     "LoadedSource",
+    "held_out_beside",
     "load_held_out",
     "load_train",
 ]
@@ -66,14 +68,21 @@ def load_held_out(
 ) -> Dataset:
     """Load the prompts to evaluate on, the same for every seed. Raises DataError.
 
-    A number in `data.held_out` counts for tasks only.
+    A number in `data.held_out` is how many of a task, or of the split `test` or `validation` of
+    the folder that is trained on; other files have none.
     """
     loading = _Loading(data, tokenizer, max_tokens, wanted)
     if isinstance(data.held_out, str):
         return loading.dataset((SourceConfig(path=data.held_out),), "held_out", TASK_HELD_OUT)
-    if data.held_out == 0 or data.train not in rules.tasks():
+    if data.held_out == 0 or not held_out_beside(data):
         return Dataset("no held-out prompts", [])
-    return loading.dataset((SourceConfig(path=data.train),), "held_out", data.held_out)
+    return loading.dataset((SourceConfig(path=held_out_beside(data)),), "held_out", data.held_out)
+
+
+def held_out_beside(data: DataConfig) -> str:
+    """The task or folder that is trained on, where it has held-out prompts too; else ""."""
+    train = data.train if isinstance(data.train, str) else ""
+    return train if train in rules.tasks() or has_held_out(train) else ""
 
 
 class _Prepared(msgspec.Struct):
@@ -105,6 +114,7 @@ class _Loading:
         self._solution = ""  # field of solutions
         self._dropped = self._cut = 0  # of the source being read
         self._used: set[str] = set()  # columns that are arguments of the template
+        self._beside: set[str] = set()  # columns that only look like a part of the prompt
 
     def dataset(self, sources: Sequence[SourceConfig], split: str, count: int) -> Dataset:
         """Load all sources, one after another. `count`: prompts of a task."""
@@ -120,7 +130,7 @@ class _Loading:
             name, rows = self._rows(source.path, split, count)
             task = source.path in rules.tasks()
             notes = [] if task else [split_note(source.path, split)]
-            self._used = set()
+            self._used, self._beside = set(), set()
             fields = Fields(source, self._data)
             prepared = [*self._fit(rows, fields)]
             self._settle(name, fields, [one.row for one in prepared])
@@ -128,6 +138,8 @@ class _Loading:
             items += found
             if self._used:
                 notes.append(f"in the prompt too: {' and '.join(sorted(self._used))}")
+            if self._beside:
+                notes.append(f"not in the prompt: {' and '.join(sorted(self._beside))}")
             if len(items) == first and not empty:
                 why = [*self._problems[before : before + 1], *self._dropped_note()]
                 empty = f"{name}: no usable prompt{'; first: ' if why else ''}{'; '.join(why)}"
@@ -169,7 +181,10 @@ class _Loading:
             name = f"{path} ({split.replace('_', ' ')})"
             given = task.generate(split, count)
             return name, ((f"{name} {index}", dict(item)) for index, item in enumerate(given))
-        return hub.pinned(path), rows_of(path, split, self._problems.append)
+        rows = rows_of(path, split, self._problems.append)
+        if split == "held_out" and isinstance(self._data.held_out, int):  # so many of the split
+            rows = itertools.islice(rows, count)
+        return hub.pinned(path), rows
 
     def _settle(self, name: str, fields: Fields, rows: Sequence[dict[str, Any]]) -> None:
         """Choose the answer's field, and look for columns that the reward needs."""
@@ -207,11 +222,12 @@ class _Loading:
         prompt = fields.prompt_of(row)
         arguments = template_arguments(row)
         self._used.update(columns_used(row))
+        self._beside.update(columns_beside(row))
         try:
             text, templated = self._chat.prompt_text(prompt, arguments)
         except ValueError as error:
             raise ValueError(f"{fields.prompt} {error}") from error
-        if not text:
+        if not text.strip():
             raise ValueError(f"{fields.prompt} is empty, expected text")
         variants = {name: variant_of(row, name) for name in self._columns}
         solution = solution_of(row, self._solution) if self._solution else ""

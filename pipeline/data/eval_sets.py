@@ -12,7 +12,14 @@ import msgspec
 from pipeline.config import rules
 from pipeline.config.evaluation import EvalConfig, EvalFileConfig
 from pipeline.config.schema import Config
-from pipeline.data.dataset import TASK_HELD_OUT, Dataset, LoadedSource, load_held_out
+from pipeline.data.dataset import (
+    TASK_HELD_OUT,
+    DataError,
+    Dataset,
+    LoadedSource,
+    held_out_beside,
+    load_held_out,
+)
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.wanted import wanted_of
 from pipeline.plugins.views import EvalSet
@@ -27,7 +34,8 @@ class HeldOut(msgspec.Struct, frozen=True):
 
 
 def load_eval_sets(config: Config, tokenizer: Tokenizer) -> HeldOut:
-    """Load all prompts that the run evaluates on. Raises DataError."""
+    """Load all prompts that the run evaluates on. Raises DataError, also where there are none and
+    `eval.best` asks for a figure of them."""
     limit, wanted = config.eval.max_tokens or config.sampling.max_tokens, wanted_of(config)
     parts = [("", load_held_out(config.data, tokenizer, limit, wanted))]
     for name, given in config.eval.sets.items():
@@ -39,7 +47,25 @@ def load_eval_sets(config: Config, tokenizer: Tokenizer) -> HeldOut:
         found = load_held_out(data, tokenizer, limit, wanted)
         items = found.items[: file.prompts or None]
         parts.append((name, Dataset(found.name, items, found.skipped, found.sources)))
-    return join_sets(parts, config.eval)
+    found = join_sets(parts, config.eval)
+    if config.eval.best and (why := nothing_held_out(config)):
+        raise DataError(f"eval.best is {config.eval.best!r}, but {why}")
+    return found
+
+
+def nothing_held_out(config: Config) -> str:
+    """Why a run has no prompts for evaluations; "" if it has some."""
+    data = config.data
+    if (
+        config.eval.sets
+        or isinstance(data.held_out, str)
+        or (data.held_out and held_out_beside(data))
+    ):
+        return ""
+    return (
+        f"data.held_out is {config.data.held_out} and data.train has no split test or validation: "
+        "nothing is held out, so nothing is evaluated; name prompts with data.held_out=FILE"
+    )
 
 
 def join_sets(parts: Sequence[tuple[str, Dataset]], section: EvalConfig) -> HeldOut:

@@ -10,6 +10,7 @@ rows from 0. Must not know which fields are prompts.
 from __future__ import annotations
 
 import glob
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -18,8 +19,9 @@ import msgspec
 
 from pipeline.config.hub import DATA_ENDINGS, NO_DATA
 from pipeline.config.paths import is_pattern
-from pipeline.data import splits
+from pipeline.data import dataset_card, splits
 from pipeline.data.parquet_rows import Budget, TooLarge, parquet_rows
+from pipeline.system.terminal_text import counted
 from pipeline.system.untrusted_files import UnreadableFile, check_depth, open_regular, read_json
 
 Row = tuple[str, dict[str, Any]]  # place, fields
@@ -35,7 +37,19 @@ _FOREIGN = {
     b"\xff\xff\xff\xff": _ARROW,
     b"\xff\xfe": "text in UTF-16; save it as UTF-8",
     b"\xfe\xff": "text in UTF-16; save it as UTF-8",
+    b"version ": "a pointer of git-lfs; fetch the file with `git lfs pull`",
+    b"<!DOCTYP": "a web page; download the file itself",
+    b"<html": "a web page; download the file itself",
+    b"BZh": "compressed with bzip2; unpack it",
+    b"\xfd7zXZ": "compressed with xz; unpack it",
+    b"\x80\x04": "a pickle, which darts never reads; save it with to_parquet",
+    b"\x80\x05": "a pickle, which darts never reads; save it with to_parquet",
+    b"\x89HDF": "an HDF5 file; save it with to_parquet",
+    b"SQLite f": "an SQLite database; save the table as JSONL or parquet",
+    b"ORC": "an ORC file; save it as parquet",
 }
+_TABLES = {".csv": "CSV", ".tsv": "a table with tabs", ".txt": "plain text", ".xlsx": "a sheet"}
+"""Endings of what is not told by its first bytes."""
 _BOM = b"\xef\xbb\xbf"  # UTF-8; some editors write it
 
 
@@ -68,19 +82,36 @@ def files_of(source: str, split: str = "train") -> list[Path]:
     return found
 
 
+def has_held_out(source: str) -> bool:
+    """Whether a folder that is trained on also has prompts of a split `test` or `validation`."""
+    path = Path(source)
+    if not path.is_dir():
+        return False
+    try:
+        if saved := _saved(path, "held_out"):
+            return saved != path and saved != _saved(path, "train")
+        return bool(_of_split(path, "held_out")[1])
+    except DataError:  # the split that is trained on is its only one
+        return False
+
+
 def split_note(source: str, use: str) -> str:
     """Say what a folder's or a pattern's files are of other splits; "" if there are none."""
     path = Path(source)
     if path.is_dir() and _saved(path, use) is None:
         chosen, others = _of_split(path, use)
         if not others:
-            return ""
-        named = splits.split_of(chosen[0].relative_to(path).as_posix())
+            kinds = sorted({file.suffix.lower() for file in chosen})
+            return f"files of two kinds, {' and '.join(kinds)}" if {*kinds} > {".parquet"} else ""
+        named = dataset_card.named_splits(path).get(chosen[0], "")
+        named = named or splits.split_of(chosen[0].relative_to(path).as_posix())
         few = ", ".join(file.name for file in others[:3])
-        return f"split {named}, without {len(others)} other file(s) ({few})"
+        return f"split {named}, without {counted(len(others), 'other file')} ({few})"
     if use == "train" and is_pattern(source) and not path.exists():
         held = [file for file in _fitting(source) if splits.split_of(file.name) not in ("", use)]
-        return f"{len(held)} file(s) of other splits, such as {held[0].name}" if held else ""
+        return (
+            f"{counted(len(held), 'file')} of other splits, such as {held[0].name}" if held else ""
+        )
     return ""
 
 
@@ -114,6 +145,9 @@ def _rows_of(source: str, split: str, problem: Callable[[str], None]) -> Iterato
         for magic, what in _FOREIGN.items():
             if start.startswith(magic):
                 raise DataError(f"{file}: found {what}; expected JSONL or parquet")
+        if (kind := _TABLES.get(file.suffix.lower())) and not start.lstrip(_BOM).startswith(b"{"):
+            cure = "save it with pandas' to_parquet, or to_json(..., orient='records', lines=True)"
+            raise DataError(f"{file}: found {kind}; expected JSONL or parquet: {cure}")
         yield from _parquet(file) if start.startswith(_PARQUET) else _jsonl(file, problem)
 
 
@@ -135,7 +169,8 @@ def _jsonl(path: Path, problem: Callable[[str], None]) -> Iterator[Row]:
                 except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                     if number == 1 and line.lstrip().startswith(b"["):
                         raise DataError(_list_of_all(path)) from None
-                    problem(f"{path}:{number}: not JSON: {error}; expected one object a line")
+                    why = _nan(line) or f"{error}; expected one object a line"
+                    problem(f"{path}:{number}: not JSON: {why}")
                     continue
                 if not isinstance(row, dict):
                     if (
@@ -149,6 +184,12 @@ def _jsonl(path: Path, problem: Callable[[str], None]) -> Iterator[Row]:
                 yield f"{path}:{number}", cast(dict[str, Any], row)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from error
+
+
+def _nan(line: bytes) -> str:
+    """What Python's json writes and JSON does not have; "" for another fault."""
+    found = re.search(rb":\s*(NaN|-?Infinity)\s*[,}]", line)
+    return f"found {found[1].decode()}, which JSON does not have; write null" if found else ""
 
 
 def _list_of_all(path: Path) -> str:
@@ -178,30 +219,47 @@ def _parquet(path: Path) -> Iterator[Row]:
 
 def _inside(folder: Path, endings: tuple[str, ...] = DATA_ENDINGS) -> list[Path]:
     """Data files of a folder, by name."""
-    found = (item for item in folder.iterdir() if item.suffix in endings and item.is_file())
-    return sorted(f for f in found if f.name not in NO_DATA and not f.name.startswith("."))
+    return sorted(item for item in folder.iterdir() if _is_data(item, endings) and item.is_file())
+
+
+def _is_data(file: Path, endings: tuple[str, ...] = DATA_ENDINGS) -> bool:
+    name = file.name
+    return file.suffix.lower() in endings and name not in NO_DATA and not name.startswith(".")
 
 
 def _of_split(folder: Path, use: str) -> tuple[list[Path], list[Path]]:
     """Files of a folder that are read for a use, and those of other splits. Where it holds none
     itself, those in its folder `data`, or in folders with the names of splits, as on hubs."""
+    named = {
+        file: split for file, split in dataset_card.named_splits(folder).items() if _is_data(file)
+    }
     found = _inside(folder)
     if not found:
         below = sorted(item for item in folder.iterdir() if item.is_dir())
-        named = [item for item in below if splits.split_of(item.name)]
-        within = [item for item in below if item.name == "data"] or named
+        of_splits = [item for item in below if splits.split_of(item.name)]
+        within = [item for item in below if item.name == "data"] or of_splits
         found = [file for item in within for file in _inside(item)]
     try:
-        return splits.of_split(folder, found, use)
+        return splits.of_split(folder, sorted({*found, *named}), use, named)
     except ValueError as error:
         raise DataError(f"{folder}: {error}") from None
 
 
 def _folders(path: Path) -> str:
+    """What a folder without data files has instead, for a message."""
     if not path.is_dir():
         return ""
-    with_files = [item.name for item in sorted(path.iterdir()) if item.is_dir() and _inside(item)]
-    return f": {', '.join(with_files[:9])} in it have some" if with_files else ""
+    inside = sorted(item for item in path.iterdir() if not item.name.startswith("."))
+    with_files = [item.name for item in inside if item.is_dir() and _has_data(item)]
+    others = [item.name for item in inside if item.is_file()]
+    if with_files:
+        return f": {', '.join(with_files[:9])} in it have some"
+    return f"; it has {', '.join(others[:9])}" if others else ""
+
+
+def _has_data(folder: Path) -> bool:
+    below = (item for item in folder.iterdir() if item.is_dir())
+    return bool(_inside(folder)) or any(_inside(item) for item in below)
 
 
 def _fitting(pattern: str) -> list[Path]:

@@ -14,6 +14,8 @@ from pipeline.data.chat_template import ChatTemplate
 from pipeline.data.dataset import Dataset
 from pipeline.data.tokenizer import Tokenizer
 
+_NO_TEXT = ("nan", "none", "null", "<na>", "nat")
+"""What tables make of nothing where it is turned into text."""
 _SHARE = 0.01
 """Share of prompts that are there again, from which on it is told."""
 
@@ -36,10 +38,24 @@ def facts_of(tokenizer: Tokenizer, stops: Sequence[str] = ()) -> Iterator[str]:
 
 
 def warnings_of(config: Config, tokenizer: Tokenizer, *data: Dataset) -> Iterator[str]:
-    """Lines on what a response of this model may not end with."""
+    """Lines on what a response may not end with, and on prompts and answers that may be others than
+    they were meant to be."""
     for word, file in tokenizer.facts.unknown_ends.items():
         yield f"{file} names {word!r} as the end of a text, which is no token of the tokenizer"
-    messages = any(item.messages for one in data for item in one.items)
+    items = [item for one in data for item in one.items]
+    ended = [item for item in items if item.messages and item.messages[-1]["role"] == "assistant"]
+    if ended:
+        yield (
+            f"{len(ended)} of {len(items)} prompts end with the assistant's message, such as "
+            f"{ended[0].where}: the model continues it; leave it out if it is the answer"
+        )
+    no_text = [item for item in items if item.answer.strip().lower() in _NO_TEXT]
+    if no_text:
+        yield (
+            f"{len(no_text)} of {len(items)} answers are the text {no_text[0].answer.strip()!r}, "
+            f"such as {no_text[0].where}: the answer itself, or a cell that was empty?"
+        )
+    messages = any(item.messages for item in items)
     if not messages and config.data.chat != "always":
         return
     end = ChatTemplate(tokenizer.directory, config.data).turn_end()
@@ -71,6 +87,10 @@ def overlap_of(train: Dataset, held_out: Dataset) -> Iterator[str]:
 
 
 def shared_prompts(one: Dataset, other: Dataset) -> int:
-    """Counts the prompts of `other` that are also in `one`."""
-    known = {item.tokens for item in one.items}
-    return sum(item.tokens in known for item in other.items)
+    """Counts the prompts of `other` that are also in `one`, whatever their spaces and capitals."""
+    known = {_bare(item.prompt) for item in one.items}
+    return sum(_bare(item.prompt) in known for item in other.items)
+
+
+def _bare(prompt: str) -> str:
+    return "".join(prompt.casefold().split())

@@ -12,6 +12,7 @@ import msgspec
 
 from pipeline.plugins.variants import column_and_share, tokens_of
 from pipeline.plugins.views import SourceView
+from pipeline.system.terminal_text import counted
 
 
 class Item(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,7 +108,7 @@ class Dataset:
         >>> Dataset("train.jsonl", []).summary_line()
         'train.jsonl: 0 prompts'
         """
-        notes = [f"{self.name}: {len(self)} prompts"]
+        notes = [f"{self.name}: {counted(len(self), 'prompt')}"]
         if self.skipped:
             notes.append(f"{len(self.skipped)} bad lines skipped")
         for what, count in (

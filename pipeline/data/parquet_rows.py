@@ -46,6 +46,9 @@ def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
         file = opened.enter_context(parquet.ParquetFile(path))
         if _stored_bytes(file.metadata) > most:
             raise TooLarge(0, size, most)
+        names: list[str] = file.schema_arrow.names
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two columns are named {twice[0]!r}")
         flat, texts = _texts(file)
         ways = [
             (opened.enter_context(parquet.ParquetFile(path, read_dictionary=columns)), rows)

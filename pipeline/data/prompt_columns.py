@@ -14,6 +14,7 @@ from pipeline.data.plain_values import plain
 from pipeline.system.untrusted_files import check_depth
 
 _MEDIA = ("images", "image", "videos", "video", "audios", "audio")
+_BESIDE = ("system", "system_prompt", "documents", "functions", "context", "multi_modal_data")
 _OURS = ("messages", "tokenize", "add_generation_prompt", "continue_final_message")
 
 
@@ -37,6 +38,11 @@ def template_arguments(row: dict[str, Any]) -> dict[str, Any]:
 def columns_used(row: dict[str, Any]) -> list[str]:
     """Names of the columns of a row that are arguments of the template."""
     return [name for name in ("tools", "chat_template_kwargs") if not _empty(row.get(name))]
+
+
+def columns_beside(row: dict[str, Any]) -> list[str]:
+    """Names of the columns of a row that may be thought to be in the prompt, and are not."""
+    return [name for name in _BESIDE if not _empty(row.get(name))]
 
 
 def _read(row: dict[str, Any], name: str, type_: type[Any]) -> Any:

@@ -8,8 +8,9 @@ datasets 5, `data_files.py`, but that letters of either case count.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 _WORDS = {
     "train": ("training", "train"),
@@ -18,6 +19,7 @@ _WORDS = {
 }
 _SPLIT = {word: split for split, words in _WORDS.items() for word in words}
 _WORD = re.compile(rf"(?:^|[-._ /0-9])({'|'.join(_SPLIT)})(?=$|[-._ /0-9])", re.IGNORECASE)
+NONE: Mapping[Path, str] = MappingProxyType({})
 WANTED = {"train": ("train",), "held_out": ("test", "validation")}
 """Use -> splits that are taken for it, the first that is there."""
 
@@ -32,15 +34,23 @@ def split_of(name: str) -> str:
     return _SPLIT[found[1].lower()] if found else ""
 
 
-def of_split(folder: Path, files: Sequence[Path], use: str) -> tuple[list[Path], list[Path]]:
+def of_split(
+    folder: Path, files: Sequence[Path], use: str, named: Mapping[Path, str] = NONE
+) -> tuple[list[Path], list[Path]]:
     """Divide files in a folder, or below it, into those of the split and the others. Raises
     ValueError.
 
     Args:
         use: a key of `WANTED`. A folder that holds one split alone is read whole as held-out
             prompts, whichever it is, and never trained on unless that split is `train`.
+        named: what the data set itself calls a file's split; of others the name says it.
     """
-    splits = {file: split_of(file.relative_to(folder).as_posix()) for file in files}
+    splits = {
+        file: split_of(named[file]) or named[file]
+        if file in named
+        else split_of(file.relative_to(folder).as_posix())
+        for file in files
+    }
     there = sorted({split for split in splits.values() if split})
     if not there:
         return list(files), []

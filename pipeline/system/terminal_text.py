@@ -24,6 +24,15 @@ def printable(text: str) -> str:
     return without_passwords(text).translate(_TABLE)
 
 
+def counted(number: int, what: str) -> str:
+    """A number of things, in words: one is no plural.
+
+    >>> counted(1, "step"), counted(2, "step")
+    ('1 step', '2 steps')
+    """
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def encodable(text: str) -> str:
     """Spell out what UTF-8 cannot hold: halves of surrogate pairs, from a JSON file's escapes.
 

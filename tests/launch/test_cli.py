@@ -127,7 +127,7 @@ def test_all_problems_of_a_configuration_come_at_once_with_exit_2() -> None:
         "reward=exakt",
     )
     assert result.exit_code == 2
-    assert "4 problem(s) in the configuration" in result.output
+    assert "4 problems in the configuration" in result.output
     for key in ("step.prompts", "learner.zero", "selektor", "reward"):
         assert key in result.output
 
@@ -364,6 +364,15 @@ def test_config_schema_prints_the_schema_of_every_setting_and_option() -> None:
     assert json.loads(result.output)["properties"]["seed"]["maximum"] == 2**31 - 1
     assert result.output == (ROOT / "configs" / "schema.json").read_text()
     assert "darts config schema > schema.json" in darts("config", "schema", "--help").output
+
+
+@pytest.mark.parametrize("group", ["", "data", "reward", "config", "bench"])
+def test_summaries_of_help_are_whole_in_eighty_columns(
+    monkeypatch: pytest.MonkeyPatch, group: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    listed = darts(*filter(None, [group]), "--help").output.partition("ARGS]...")[2]
+    assert [line for line in listed.splitlines() if line.endswith("...")] == []
 
 
 def test_plugins_lists_one_kind_within_the_terminal_s_width(

@@ -58,9 +58,10 @@ def compare_command(
         bool, typer.Option("--list", help="list the methods and start nothing")
     ] = False,
 ) -> None:
-    """Train with each method and seed in turn, and compare time, tokens and accuracy.
+    """Train with each method and seed in turn, and compare.
 
-    This takes hours. Started again, it runs only what is missing.
+    It compares time, tokens and accuracy. This takes hours. Started again, it runs only what
+    is missing.
 
     darts bench compare --methods sync,first_m --seeds 5 data.train=mixed_sums
 

@@ -24,6 +24,7 @@ from launch.bench.compare.methods import METHODS, QUICK, SETS, Method
 from launch.commands.train import about_run
 from pipeline.config.load import ConfigError, load
 from pipeline.config.pace import engine_pace
+from pipeline.data.eval_sets import nothing_held_out
 from pipeline.system.run_folder import RunError
 
 TARGET = 0.75
@@ -76,8 +77,10 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
                 config = load(cell.config, cell.settings)
             except ConfigError as error:
                 raise CompareError(f"method {cell.method.name}:\n{error}") from error
-            if not config.eval.every or not config.data.held_out or not config.step.count:
-                raise CompareError("eval.every, data.held_out and step.count must be above 0")
+            if not config.eval.every or not config.step.count:
+                raise CompareError("eval.every and step.count must be above 0")
+            if why := nothing_held_out(config):
+                raise CompareError(why)
         return made
 
 

@@ -3,6 +3,7 @@
 For computations in C that no signal interrupts, such as powers of powers. The child is forked when
 first asked, with everything that is loaded by then, and again after one that had to be ended or
 died. Questions and answers are lines of JSON. A question that no child answered has no answer.
+Time is what the child computes: on a busy machine it waits for a core, which is not counted.
 """
 
 from __future__ import annotations
@@ -17,9 +18,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import psutil
+
 _BYTES = 65536
 _MEMORY = 1 << 30
 """Bytes of address space that answers may take beyond what the parent had."""
+_WAIT_S = 3.0
+"""Seconds that a question may take beyond those that it computes."""
 
 
 class Child:
@@ -27,11 +32,13 @@ class Child:
 
     Args:
         answer: question -> answer, both of JSON's types; what it raises is no answer.
-        limit_s: seconds that one question may take.
+        limit_s: seconds that one question may compute.
     """
 
     def __init__(self, answer: Callable[[Any], Any], limit_s: float) -> None:
         self._answer, self._limit_s = answer, limit_s
+        self.starved = False
+        """Whether the last question took too long because the child had no core to compute on."""
         self._pid = 0  # 0: there is none
         self._owner = 0
         self._to = self._from = -1
@@ -63,29 +70,41 @@ class Child:
 
     def _asked(self, line: bytes) -> bytes | None:
         """A line of the child; b"": it took too long; None: it died."""
-        deadline = time.monotonic() + self._limit_s
-        answer = b""
+        self.starved = False
+        used, answer = 0.0, b""
         try:
+            used, deadline = self._used_s(), time.monotonic() + self._limit_s + _WAIT_S
             while line:  # it may be longer than a pipe holds
-                _, ready, _ = select.select([], [self._to], [], deadline - time.monotonic())
-                if not ready:
-                    raise TimeoutError
+                self._wait([], [self._to], used, deadline)
                 line = line[os.write(self._to, line[:4096]) :]
             while not answer.endswith(b"\n"):
-                left = deadline - time.monotonic()
-                if left <= 0 or not select.select([self._from], [], [], left)[0]:
-                    raise TimeoutError
+                self._wait([self._from], [], used, deadline)
                 found = os.read(self._from, _BYTES)
                 if not found:
                     raise BrokenPipeError
                 answer += found
-        except (TimeoutError, ValueError):  # select: a negative time
+        except TimeoutError:
+            self.starved = self._used_s() - used < self._limit_s / 2
             self.close()
             return b""
-        except OSError:
+        except (OSError, psutil.Error):
             self.close()
             return None
         return answer
+
+    def _wait(self, read: list[int], write: list[int], used: float, deadline: float) -> None:
+        """Until one of them is ready. Raises TimeoutError."""
+        while True:
+            left = min(self._limit_s - (self._used_s() - used), deadline - time.monotonic())
+            if any(select.select(read, write, [], max(0.0, left))[:2]):
+                return
+            if left <= 0:
+                raise TimeoutError
+
+    def _used_s(self) -> float:
+        """Seconds that the child has computed in all."""
+        times = psutil.Process(self._pid).cpu_times()
+        return times.user + times.system
 
     def _fork(self) -> None:
         self._pid = 0  # that of a parent's child, if this process was forked itself

@@ -14,7 +14,7 @@ import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -22,7 +22,7 @@ from typing import Any, cast
 import msgspec
 
 from pipeline.plugins.actions import Score
-from pipeline.plugins.rewards._results import as_number, awaited
+from pipeline.plugins.rewards._results import as_number, awaited, exited
 from pipeline.plugins.views import Sampled
 
 _TRL = ("prompts", "completions", "completion_ids", "completions_ids")
@@ -73,12 +73,21 @@ class Function:
     def _kind(
         self, parameters: Mapping[str, inspect.Parameter]
     ) -> Callable[[Sequence[Sampled]], list[Any]]:
+        if next(iter(parameters), "") == "self":
+            raise ValueError("is a method of a class: name that of an object, or a function")
+        if "queries" in parameters and "labels" in parameters:
+            raise ValueError(
+                f"takes ({', '.join(parameters)}), as in OpenRLHF; expected (prompts, completions, "
+                "answer, **columns), which returns a list: a query is prompt and completion"
+            )
         if _VERL_BATCH in parameters:
             return self._batch
         if _VERL in parameters:
             return lambda samples: self._each([self._fitting(_verl(s)) for s in samples])
         if any(name in parameters for name in _TRL):
             return self._together
+        if isinstance(self._function, type):
+            raise ValueError("is a class: name an object of it, or a function")
         needed = [
             p
             for p in parameters.values()
@@ -134,6 +143,8 @@ class Function:
                 found.append(_given(self._function(**arguments)))
             except Exception as error:
                 found.append(error)
+            except SystemExit as error:
+                found.append(exited(error))
         waiting = [index for index, result in enumerate(found) if inspect.isawaitable(result)]
         if waiting:
             ended = awaited(_gathered([found[index] for index in waiting]))
@@ -146,10 +157,7 @@ class Function:
         rows = [_verl(sample) for sample in samples]
         arguments = {f"{name}s": [row[name] for row in rows] for name in rows[0]}
         found = awaited(self._function(**self._fitting(arguments)))
-        results: list[Any] = found.tolist() if hasattr(found, "tolist") else list(found)
-        if len(results) != len(samples):
-            raise ValueError(f"returned {len(results)} rewards for {len(samples)} solutions")
-        return [_given(result) for result in results]
+        return [_given(result) for result in _listed(found, len(samples), "solutions")]
 
     def _together(self, samples: Sequence[Sampled]) -> list[Any]:
         """TRL's: one call, a list of rewards, and figures noted beside them."""
@@ -157,9 +165,7 @@ class Function:
         arguments = _trl(samples) | {"log_extra": notes.extra, "log_metric": notes.metric}
         self._complain(arguments)
         found = awaited(self._function(**self._fitting(arguments)))
-        results: list[Any] = found.tolist() if hasattr(found, "tolist") else list(found)
-        if len(results) != len(samples):
-            raise ValueError(f"returned {len(results)} rewards for {len(samples)} completions")
+        results = _listed(found, len(samples), "completions")
         return [notes.added(index, result) for index, result in enumerate(results)]
 
     def _complain(self, arguments: Mapping[str, Any]) -> None:
@@ -196,6 +202,20 @@ class _Notes:
     def added(self, index: int, result: Any) -> Any:
         parts = self._parts[index]
         return result if result is None or not parts else Score(result, parts)
+
+
+def _listed(found: Any, count: int, what: str) -> list[Any]:
+    """What a function returned for many. Raises TypeError or ValueError if it is no list of as
+    many."""
+    if hasattr(found, "tolist"):  # numpy's and torch's
+        found = found.tolist()
+    if isinstance(found, str | bytes | Mapping) or not isinstance(found, Iterable):
+        kind = type(cast(object, found)).__name__
+        raise TypeError(f"returned {kind} {found!r:.80}, expected a list of {count} rewards")
+    results = list(cast(Iterable[Any], found))
+    if len(results) != count:
+        raise ValueError(f"returned {len(results)} rewards for {count} {what}")
+    return results
 
 
 def _given(result: Any) -> Any:
@@ -266,11 +286,21 @@ def imported(name: str) -> Callable[..., Any]:
         found: Any = _module(place)
         for part in attribute.split("."):
             found = getattr(found, part)
-    except Exception as error:  # whatever the module does when imported
-        raise ValueError(f"{type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:  # whatever the module does when imported
+        raise ValueError(f"{type(error).__name__}: {error}{_import_cure(place, error)}") from error
     if not callable(found):
         raise ValueError(f"found {type(found).__name__}, expected a callable")
     return found
+
+
+def _import_cure(place: str, error: BaseException) -> str:
+    if isinstance(error, ModuleNotFoundError):
+        beside = " and beside the file" if place.endswith(".py") else ""
+        where = f"all that is installed, then in the current directory{beside}"
+        return f" (looked for among {where})"
+    if "relative import" in str(error) and place.endswith(".py"):
+        return ": name the function as package.module:callable"
+    return ""
 
 
 def _module(place: str) -> ModuleType:
@@ -293,5 +323,7 @@ def _executed(path: Path, changed_ns: int) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses and pickles look for it there
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))  # as for a script, but last
     spec.loader.exec_module(module)
     return module

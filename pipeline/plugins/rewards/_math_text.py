@@ -19,6 +19,8 @@ _PIECE = re.compile(
 )
 _SIGNS = {
     "\u2212": "-",
+    "\u2013": "-",
+    "\u2044": "/",
     "\u00d7": r"\times ",
     "\u22c5": r"\cdot ",
     "\u00b7": r"\cdot ",
@@ -61,6 +63,16 @@ _WITH_UNIT = re.compile(
 _THOUSANDS_MARK = re.compile(r"(?<=[0-9])(?:\{,\}|\\!?,\\?!?|\\ |\\;|,\\!)(?=[0-9]{3}(?![0-9]))")
 _THOUSANDS = re.compile(r"^([-+]?)([0-9]{1,3}(?:[, ][0-9]{3})+)(\.[0-9]+)?$")
 _SCIENTIFIC = re.compile(r"^([-+]?[0-9]*\.?[0-9]+)[eE]([-+]?[0-9]{1,9})$")
+_MIXED = re.compile(r"^([-+]?)([0-9]+)\s+([0-9]+)/([1-9][0-9]*)$")
+_REPEATING = re.compile(
+    r"^([-+]?)([0-9]*)\.([0-9]*)(?:\\(?:overline|bar|dot)\s*(?:\{([0-9]+)\}|([0-9]))|\(([0-9]+)\))$"
+)
+_FUNCTION = re.compile(
+    r"(?<![a-zA-Z\\])(a?sin|a?cos|a?tan|cot|sec|csc|ln|log|exp)(?=\s*(?:\(|\^|\\))"
+)
+_ROOT = re.compile(r"(?<![a-zA-Z\\])sqrt\s*\(([^()]*)\)")
+_PI = re.compile(r"(?<![a-zA-Z\\])pi(?![a-zA-Z])")
+_HALF_OF_DAY = re.compile(r"(?<=[0-9 ])([aApP])\.\s?([mM])(?:\.|$)")
 _CURRENCY = re.compile(
     r"^([-+]?)\s*(?:\\?\$|[\u20ac\u00a3\u00a5]|USD\s|\\text\{\s*\\\$\s*\})\s*(?=[-+.]?[0-9\\])"
 )
@@ -76,8 +88,10 @@ _TEXT_WITHOUT_LETTERS = re.compile(rf"{_STYLE}\s*\{{([^{{}}a-zA-Z\\]*)\}}")
 _TEXT_BEFORE = re.compile(rf"^{_STYLE}\s*\{{[^{{}}]*[a-z]{{2}}[^{{}}]*\}}\s*(?=[-+$\\0-9])")
 _WRAPPED = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"))
 _CHOICE = re.compile(r"^\(?([A-Z])[).:]$|^\(([A-Z])\)$")
-_CHOICE_FIRST = re.compile(rf"^(?:{_STYLE}\s*\{{)?\(([A-J])\)[)}}\s:.]")
+_CHOICE_FIRST = re.compile(rf"^(?:{_STYLE}\s*\{{)?(?:\(([A-J])\)[)}}\s:.]|([A-J])[.):]\s)")
 _PLAIN = re.compile(r"^[A-Za-z0-9'.,:;!?() -]*$")
+_AMOUNTS = re.compile(r"(?:[0-9]+ [a-z]+ ?){2,4}")
+"""`2 hours 30 minutes`."""
 _LETTERS = re.compile(r"[A-Za-z]+")
 
 
@@ -178,7 +192,9 @@ def cleaned(text: str) -> str:
         text = text.replace(sign, written)
     text = text.replace(r"\varnothing", r"\emptyset").replace("\n", " ").replace("\t", " ")
     text = _THOUSANDS_MARK.sub(",", text)
-    text = _SPACES.sub(" ", text)
+    text = _SPACES.sub(" ", text.replace(r"\!", ""))
+    text = _HALF_OF_DAY.sub(r"\1\2", text)
+    text = _FUNCTION.sub(r"\\\1", _ROOT.sub(r"\\sqrt{\1}", _PI.sub(r"\\pi ", text)))
     before = ""
     while text != before:
         before = text
@@ -208,12 +224,27 @@ def _once(text: str) -> str:
         return found[1] or found[2]
     if found := _THOUSANDS.match(text):
         return f"{found[1]}{re.sub('[, ]', '', found[2])}{found[3] or ''}"
+    if found := _MIXED.match(text):
+        return rf"{found[1]}\frac{{{int(found[2]) * int(found[4]) + int(found[3])}}}{{{found[4]}}}"
+    if found := _REPEATING.match(text):
+        return _fraction(found[1], found[2], found[3], found[4] or found[5] or found[6])
     if found := _SCIENTIFIC.match(text):
         return rf"{found[1]} \times 10^{{{int(found[2])}}}"
     found = _WITH_UNIT.match(text)
     if found and _is_unit(found["words"], found["text"]):
         return found["value"]
     return text
+
+
+def _fraction(sign: str, whole: str, once: str, repeated: str) -> str:
+    r"""A decimal whose last digits repeat, as a fraction.
+
+    >>> _fraction("-", "0", "1", "6")
+    '-\\frac{15}{90}'
+    """
+    nines = 10 ** len(repeated) - 1
+    above = int(f"{whole}{once}{repeated}" or 0) - int(f"{whole}{once}" or 0)
+    return rf"{sign}\frac{{{above}}}{{{nines * 10 ** len(once)}}}"
 
 
 def _is_unit(plain: str | None, styled: str | None) -> bool:
@@ -252,13 +283,15 @@ def text_of(text: str) -> str:
 def is_prose(text: str) -> bool:
     """Whether a cleaned gold answer is a sentence around a number, which nobody will repeat."""
     words = words_of(text)
-    return words is not None and bool(re.search("[0-9]", words)) and len(words.split()) > 3
+    if words is None or _AMOUNTS.fullmatch(words):
+        return False
+    return bool(re.search("[0-9]", words)) and len(words.split()) > 3
 
 
 def choice_in(text: str) -> str:
     r"""The letter of a choice that an answer begins with, as in `\textbf{(B)} 12`; "" for none."""
     found = _CHOICE_FIRST.match(text.strip())
-    return found[1] if found else ""
+    return (found[1] or found[2]) if found else ""
 
 
 def _is_word(token: str) -> bool:

@@ -47,6 +47,8 @@ def _of_all(
             raise ValueError(f"returned {len(results)} rewards for {len(samples)} responses")
     except Exception as error:
         return error
+    except SystemExit as error:
+        return exited(error)
     return [
         found if found is None or isinstance(found, Exception) else _outcome(lambda r=found: r)
         for found in results
@@ -58,6 +60,13 @@ def _outcome(ask: Callable[[], Any]) -> Outcome:
         return Score(*checked_score(awaited(ask())))
     except Exception as error:
         return error
+    except SystemExit as error:
+        return exited(error)
+
+
+def exited(error: SystemExit) -> Exception:
+    """The failure of a response whose reward called `sys.exit`: the worker is not to end."""
+    return RuntimeError(f"called sys.exit({error.code!r})").with_traceback(error.__traceback__)
 
 
 @functools.cache

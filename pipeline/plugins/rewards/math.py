@@ -44,7 +44,7 @@ class MathOptions(RewardOptions, frozen=True, kw_only=True):
     cut: bool = False
     """Grade also what reached `sampling.max_tokens`; else that is wrong."""
     limit_s: PositiveFloat = 3.0
-    """Seconds that one answer may take to compute; then it is wrong. Less than `workers.limit_s`,
+    """Seconds of computing that one answer may take; then it is wrong. Less than `workers.limit_s`,
     at which the call has failed."""
 
     def worker_problems(self, workers: WorkerSettings) -> Iterator[str]:
@@ -92,9 +92,13 @@ class Math:
         for gold in golds:
             if is_prose(gold):
                 return f"{found}, a sentence with a number in it: leave the number alone"
-            if not gold or not (words_of(gold) or self._child.ask({"gold": gold})):
-                golds = []
+            if gold and (words_of(gold) or self._is_readable(gold)):
+                continue
+            golds = []
         return "" if golds else f"{found}, which math-verify cannot read as a number or formula"
+
+    def _is_readable(self, gold: str) -> bool:
+        return bool(self._child.ask({"gold": gold})) or self._child.starved
 
     def _golds(self, sample: Sampled) -> list[str]:
         marker = self._options.gold_after

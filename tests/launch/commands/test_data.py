@@ -86,9 +86,21 @@ def test_what_cannot_be_read_at_all_ends_with_2_and_the_reason(tmp_path: Path, f
     assert missing.exit_code == 2
     assert "nor a file, a folder or a pattern that fits one" in missing.stderr
     file.write_text('{"prompt": "1="}\n')
-    result = check(str(file), "--model", str(MODEL))
+    result = check(str(file), "--model", str(MODEL), "reward=exact")
     assert result.exit_code == 2
     assert "the reward exact compares with an answer; name its field" in result.stderr
+
+
+def test_answers_are_judged_by_the_reward_that_is_named(file: Path):
+    file.write_text('{"prompt": "1=", "answer": null}\n{"prompt": "2=", "answer": "2"}\n')
+    given = (str(file), "--model", str(MODEL))
+    result = check(*given)
+    assert result.exit_code == 0, result.output
+    assert "answers: 1 of 2 training prompts have none; name a reward to" in result.stdout
+    found = check(*given, "reward=exact")
+    assert found.exit_code == 1
+    assert f"{file}:1: answer is null" in found.stdout
+    assert "answers: the reward exact compares with them" in found.stdout
 
 
 def test_what_ends_a_response_is_shown_and_a_template_that_ends_turns_otherwise_is_told(
@@ -112,5 +124,5 @@ def test_of_a_folder_with_splits_one_is_counted_and_the_others_named(tmp_path: P
     for name in ("train", "test"):
         (tmp_path / f"{name}.jsonl").write_text('{"prompt": "1=", "answer": "1"}\n')
     result = check(str(tmp_path), "--model", str(MODEL))
-    assert result.stdout.startswith("training: 1 prompts")
-    assert "split train, without 1 other file(s) (test.jsonl)" in result.stdout
+    assert result.stdout.startswith("training: 1 prompt")
+    assert "split train, without 1 other file (test.jsonl)" in result.stdout

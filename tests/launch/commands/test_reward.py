@@ -121,6 +121,30 @@ def test_the_samples_of_a_run_are_scored_with_the_answers_of_its_data(tmp_path: 
     assert json.loads(result.stdout)["summary"]["mean"] == 1.0
 
 
+def test_the_responses_of_a_run_s_newest_step_are_scored_where_it_has_not_evaluated(
+    tmp_path: Path,
+) -> None:
+    from pipeline.observability.rollout_files import RolloutFiles, RolloutLine
+    from pipeline.tasks.chain_sums import generate
+
+    [item, *_] = generate("train", 8)
+    lines = [
+        RolloutLine(step=4, group=0, prompt=0, id=number, fate="trained", finish="stop", tokens=2,
+                    prompt_text=item["prompt"], pieces=((text, True),))
+        for number, text in enumerate((f"#{item['answer']}", "#"))
+    ]  # fmt: skip
+    (tmp_path / "rollouts").mkdir()
+    encoded = b"".join(msgspec.json.encode(line) + b"\n" for line in lines)
+    RolloutFiles(tmp_path / "rollouts", 1 << 20).append(4, encoded)
+    command = ["reward", "try", CONFIG, "--samples", str(tmp_path)]
+    result = CliRunner().invoke(app, command)
+    assert "2 of 2 scored, mean 0.500" in result.output
+    assert result.output.endswith(f"{tmp_path}: rollouts of step 5\n")
+    kept(tmp_path, "of another run", "#")
+    result = CliRunner().invoke(app, [*command[:-1], str(tmp_path / "rollouts")])
+    assert "2 of 2 scored, mean 0.500" in result.output
+
+
 def test_a_runs_reward_gets_messages_where_its_prompts_are(tmp_path: Path) -> None:
     message = {"role": "user", "content": "1+2="}
     (tmp_path / "asked.jsonl").write_text(json.dumps({"prompt": [message], "answer": "3"}) + "\n")

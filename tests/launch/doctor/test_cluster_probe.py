@@ -245,7 +245,7 @@ def test_machines_started_by_hand_agree_that_a_run_would_start() -> None:
 def test_a_machine_that_does_not_come_is_waited_for_and_named() -> None:
     [said], ends = survey_of(2, [0], [b""], 1.0)
     assert ends == [1]
-    assert said[-1] == "a run would not start: 1 problem(s)"
+    assert said[-1] == "a run would not start: 1 problem"
     assert said[-2] == "BAD   machine 1: did not join; start the same command there"
 
 
@@ -301,7 +301,7 @@ def test_a_blocked_port_between_two_machines_is_found_before_a_run_starts(
     text = jobs[0].text
     assert statuses == [1, 1], text
     assert f"BAD   machine 1 does not reach machine 0 at port {port + 1} (tokens): " in text
-    assert "a run would not start: 1 problem(s)" in text
+    assert "a run would not start: 1 problem" in text
     ways = [line.split() for line in text.splitlines() if line[:1] in "01" and " ms " in line]
     assert {(way[0], way[1]) for way in ways} == {("0", "1"), ("1", "0")}
     assert {int(way[2]) for way in ways} >= {port, port + 2, port + 3}

@@ -56,7 +56,7 @@ def test_every_wait_says_who_can_end_it_until_when_and_what_happens_then(run: Ru
     leave(run, waiting())
     told = asked(run)
     assert told.exit_code == 0, told.output
-    assert re.search(r"running, 0 of 1 steps done; data \d s old", told.output)
+    assert re.search(r"running, 0 of 1 step done; data \d s old", told.output)
     lines = told.output.splitlines()
     [at] = [n for n, line in enumerate(lines) if "trajectory 0, running on e0, 3 tokens" in line]
     assert lines[at].startswith("    10.1 s  step 1 waits for train group 0, which waits for ")
@@ -98,14 +98,14 @@ def test_a_run_that_is_done_waits_for_nobody(run: RunFolder) -> None:
     run.result.write_text("{}")
     told = asked(run)
     assert (told.exit_code, len(told.output.splitlines())) == (0, 1)
-    assert "done, 0 of 1 steps done; ENDED: the run is done" in told.output
+    assert "done, 0 of 1 step done; ENDED: the run is done" in told.output
 
 
 def test_a_run_whose_processes_were_killed_tells_what_it_last_waited_for(run: RunFolder) -> None:
     leave(run, waiting(), age_s=60)
     told = asked(run)
     assert told.exit_code == 1
-    assert "ended, 0 of 1 steps done; ENDED without a result; last report 60 s old" in told.output
+    assert "ended, 0 of 1 step done; ENDED without a result; last report 60 s old" in told.output
     assert "in its last report it waited for:" in told.output
     assert "trajectory 0, running on e0" in told.output
 
@@ -116,7 +116,7 @@ def test_a_stage_that_says_nothing_in_a_run_that_is_there_is_told(run: RunFolder
     told = asked(run)
     run.release_lock()
     assert told.exit_code == 1
-    assert "silent, 0 of 1 steps done; SILENT: the last report is 60 s old" in told.output
+    assert "silent, 0 of 1 step done; SILENT: the last report is 60 s old" in told.output
     assert "it hangs, is stopped, or is dead. It last waited for:" in told.output
 
 

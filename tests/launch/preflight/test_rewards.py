@@ -114,7 +114,7 @@ def test_a_dry_run_says_what_it_tried_and_what_it_could_not(tmp_path: Path):
     assert "reward.python: failed in all of" in result.stderr
     result = dry(f"data.train={path}")
     assert result.exit_code == 0, result.output
-    assert "reward: exact, called 1 times with 1 rows of the data" in result.stdout
+    assert "reward: exact, called 1 time with 1 row of the data" in result.stdout
     assert "tokens: a response ends with $ (1, by generation_config.json, config" in result.stdout
     assert "not looked at: what the engines and the learner need of memory" in result.stdout
 

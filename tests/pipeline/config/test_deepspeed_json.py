@@ -70,6 +70,8 @@ def test_file_of_a_trainer_that_fills_in_auto_is_taken():
             "zero_optimization.offload_optimizer: its optimizers on the CPU",
         ),
         ({"zero_optimization": {"overlap_comm": True}}, "reduced once, when the step closes"),
+        ({"zero_optimization": {"stage": "2"}}, "found '2', expected a number from 0 to 3"),
+        ({"deepspeed_config": {}}, "a file of accelerate; name DeepSpeed's own"),
         ({"zero_optimization": 2}, "zero_optimization: found 2, expected an object"),
         ({"use_node_local_storage": False}, "no key of DeepSpeed that is known here; take it"),
         ({"compression_training": {"x": 1}}, "could not be published to the engines; take it out"),

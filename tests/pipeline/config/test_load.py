@@ -305,10 +305,10 @@ def test_paths_are_found_from_here_or_beside_the_files_directory(
     assert "holds no config.json" in problems(path, "model=empty")[0]
 
 
-def test_a_file_to_train_on_needs_held_out_prompts_of_its_own(write):
+def test_a_file_to_train_on_needs_no_held_out_prompts(write):
     path = write("")
     Path("t.jsonl").write_text(json.dumps({"prompt": "1", "answer": "1"}))
-    assert "data.train is a file" in problems(path, "data.train=t.jsonl")[0]
+    assert load(path, ["data.train=t.jsonl"]).data.held_out == 256
     config = load(path, ["data.train=t.jsonl", "data.held_out=t.jsonl"])
     assert config.data.train == config.data.held_out == str(Path("t.jsonl").resolve())
     load(path, ["data.train=t.jsonl", "eval.every=0"])

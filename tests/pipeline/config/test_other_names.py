@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.config import docs
 from pipeline.config.load import ConfigError, load
-from pipeline.config.other_names import TRL, VERL, hint, ours
+from pipeline.config.other_names import OTHERS, TRL, VERL, hint, ours
 from pipeline.config.schema import Config
 from pipeline.plugins import registry
 from tests.paths import ROOT
@@ -43,6 +43,13 @@ def problems(*overrides: str) -> str:
         ("algorithm={adv_estimator: grpo}", "a section of verl"),
         ("loss.dapo.epsilon=0.2", "TRL's epsilon is loss.dapo.clip_low here"),
         ("learner.beta=0.9", "did you mean learner.betas?"),
+        ("rollout_batch_size=64", "OpenRLHF's rollout_batch_size is step.prompts here"),
+        ("gconfig.n_samples=8", "AReaL's n_samples is group.size here"),
+        ("orchestrator.rollouts_per_example=8", "prime-rl's rollouts_per_example is group.size"),
+        ("enforce_eager=true", "vLLM's enforce_eager is engine.vllm.enforce_eager here"),
+        ("warmup_ratio=0.1", "transformers' warmup_ratio is learner.warmup_steps, a number"),
+        ("batch_size=8", "unknown key; batch_size is step.prompts here"),
+        ("advantage_estimator=rloo", "here it is advantage=rloo"),
         ("loss=bnpo", "here it is loss=dapo learner.aggregate=token"),
     ],
 )
@@ -61,10 +68,14 @@ def test_every_name_that_is_given_is_a_setting_or_a_plug_in():
         for name in registry.builtin_names(kind):
             struct = registry.options_type(registry.find_plugin(kind, name))
             known |= {f"{kind}.{name}", *(f"{kind}.{name}.{o}" for o in struct.__struct_fields__)}
-    named = [*VERL.values(), *TRL.values()]
+    named = [*VERL.values(), *TRL.values(), *(name for _, name in OTHERS.values())]
     keys = {key for text in named for key in re.findall(r"\b[a-z_]+(?:\.[a-z_]+)+", text)}
-    assert {key for key in keys if key not in known} <= {"file.py"}
+    left = {key for key in keys if key not in known and not key.startswith("engine.vllm.")}
+    assert left <= {"file.py"}
+    given = [key.removeprefix("engine.vllm.") for key in keys if key.startswith("engine.vllm.")]
+    load(QUICKSTART, [f"engine.vllm={{{', '.join(f'{key}: null' for key in given)}}}"])
 
 
 def test_names_of_theirs_are_no_keys_of_ours():
-    assert not {*VERL} & {*docs.documentation()}
+    assert not {*VERL, *OTHERS} & {*docs.documentation()}
+    assert not {*TRL} & {*OTHERS}, "one answer to a name"

@@ -110,6 +110,11 @@ def test_template_is_the_settings_then_the_files_then_that_of_the_tokenizers_con
     several = [{"name": "tool_use", "template": "x"}, {"name": "default", "template": "two"}]
     config.write_text(json.dumps({"chat_template": several}))
     assert text() == "two"
+    config.write_text(json.dumps({"chat_template": {"default": "by name"}}))
+    assert text() == "by name"
+    config.write_text("{}")
+    (model / "chat_template.json").write_text(json.dumps({"chat_template": "of a processor"}))
+    assert text() == "of a processor"
     (model / "chat_template.jinja").write_text("three")
     assert text() == "three"
     (tmp_path / "own.jinja").write_text("four")

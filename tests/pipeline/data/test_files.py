@@ -134,10 +134,10 @@ def test_the_answer_is_found_in_the_layouts_of_verl_and_of_trl(
     verl = loaded(tokenizer, [VERL], tmp_path / "v.parquet", chat_template=plain_template)
     assert (verl[0].prompt, verl[0].answer) == ("1+1=", "2")
     assert verl[0].columns == VERL  # all of it reaches the reward
-    assert verl.summary_line().endswith("v.parquet: 1 prompts, answer: reward_model.ground_truth")
+    assert verl.summary_line().endswith("v.parquet: 1 prompt, answer: reward_model.ground_truth")
     trl = loaded(tokenizer, [{"prompt": "1+1=", "solution": "2"}], tmp_path / "t.parquet")
     assert trl[0].answer == "2"
-    assert trl.summary_line().endswith("1 prompts, answer: solution")
+    assert trl.summary_line().endswith("1 prompt, answer: solution")
     # darts' own name comes first, and a named field before any
     both = {"prompt": "1+1=", "solution": "3", "answer": "2", "meta": {"gold": 4}}
     assert loaded(tokenizer, [both], tmp_path / "b.parquet")[0].answer == "2"

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import datasets
+import msgspec
 import pytest
 
 from pipeline.config.schema import DataConfig
@@ -114,12 +115,76 @@ def test_what_was_left_out_is_said_where_the_data_is_described(
 ):
     at = folder(tmp_path / "d", "train.jsonl", "test.jsonl")
     found = load_train(DataConfig(train=str(at)), tokenizer, 64)
-    assert found.summary_line().endswith("split train, without 1 other file(s) (test.jsonl)")
+    assert found.summary_line().endswith("split train, without 1 other file (test.jsonl)")
     held = load_held_out(DataConfig(train="x", held_out=str(at)), tokenizer, 64)
     assert [item.prompt for item in held.items] == ["1+1="]
     pattern = load_train(DataConfig(train=str(at / "*.jsonl")), tokenizer, 64)
     assert len(pattern) == 2, "a pattern names its files"
-    assert pattern.summary_line().endswith("1 file(s) of other splits, such as test.jsonl")
+    assert pattern.summary_line().endswith("1 file of other splits, such as test.jsonl")
+
+
+def test_a_number_of_held_out_prompts_is_of_the_folder_s_own_split(
+    tmp_path: Path, tokenizer: Tokenizer
+):
+    at = folder(tmp_path / "d", "train.jsonl", "test-0.jsonl", "test-1.jsonl")
+    for count, there in ((256, ["1+1=", "2+1="]), (1, ["1+1="]), (0, [])):
+        held = load_held_out(DataConfig(train=str(at), held_out=count), tokenizer, 64)
+        assert [item.prompt for item in held.items] == there
+    other = folder(tmp_path / "e", "a.jsonl", "b.jsonl")
+    for train in (other, other / "a.jsonl", at / "train.jsonl"):
+        assert not len(load_held_out(DataConfig(train=str(train)), tokenizer, 64))
+    one = datasets.Dataset.from_list([{"prompt": "1="}])
+    splits = {"train": one, "validation": one}
+    datasets.DatasetDict(splits).save_to_disk(str(tmp_path / "both"))  # pyright: ignore
+    assert len(load_held_out(DataConfig(train=str(tmp_path / "both")), tokenizer, 64)) == 1
+    alone = DataConfig(train=str(tmp_path / "both" / "train"))
+    assert not len(load_held_out(alone, tokenizer, 64))
+
+
+CARD = """---
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: a.jsonl
+  - split: test
+    path: [b.json*, nowhere/*, ../../secret.jsonl]
+---
+# Prose
+"""
+
+
+@pytest.mark.parametrize(
+    "card, train, held_out",
+    [
+        (CARD, ["a.jsonl"], ["b.jsonl"]),
+        (
+            CARD.replace("\n- config_name: default", "\n- config_name: main"),
+            ["a.jsonl"],
+            ["b.jsonl"],
+        ),
+        ("---\nconfigs:\n- data_files: a.jsonl\n---\n", ["a.jsonl"], None),
+        ("# Prose\n---\nconfigs: [\n", ["a.jsonl", "b.jsonl"], ["a.jsonl", "b.jsonl"]),
+        ("---\nconfigs: [[[\n---\n", ["a.jsonl", "b.jsonl"], ["a.jsonl", "b.jsonl"]),
+    ],
+)
+def test_a_card_says_which_file_is_of_which_split(
+    tmp_path: Path, card: str, train: list[str], held_out: list[str] | None
+):
+    at = folder(tmp_path / "d", "a.jsonl", "b.jsonl")
+    (at / "README.md").write_text(card)
+    assert names(files_of(str(at), "train"), at) == train
+    if held_out is None:
+        with pytest.raises(DataError, match="the split train, none as test"):
+            files_of(str(at), "held_out")
+    else:
+        assert names(files_of(str(at), "held_out"), at) == held_out
+
+
+def test_a_card_that_names_one_split_alone_leaves_the_others_to_their_names(tmp_path: Path):
+    at = folder(tmp_path / "d", "data/train-0.jsonl", "data/test-0.jsonl")
+    (at / "README.md").write_text("---\nconfigs:\n- data_files: data/train-*\n---\n")
+    assert names(files_of(str(at), "held_out"), at) == ["data/test-0.jsonl"]
 
 
 def data_of(tokenizer: Tokenizer, path: Path, prompts: list[str]) -> Dataset:
@@ -135,6 +200,8 @@ def test_prompts_that_are_there_twice_or_held_out_are_told(tmp_path: Path, token
     assert times == (
         f"{tmp_path / 'many.jsonl'}: 200 prompts, of which 2 are different; one is there 100 times"
     )
+    spaced = msgspec.structs.replace(other[0], prompt=" 2 +1=\n", tokens=b"")
+    assert findings.shared_prompts(many, Dataset("spaces", [spaced])) == 1
     few = data_of(tokenizer, tmp_path / "few.jsonl", [f"{n}+1=" for n in range(300)] + ["1+1="])
     assert list(findings.overlap_of(few, Dataset("none", []))) == [], "1 of 301 is no finding"
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.plugins.rewards import _child
 from pipeline.plugins.rewards._child import Child
 from pipeline.plugins.rewards._math_text import answer_in, cleaned, golds_of, is_prose, words_of
 from pipeline.plugins.rewards.exact import Exact, ExactOptions
@@ -54,6 +55,22 @@ NUMBERS = [
     ("6.02e23", r"6.02 \times 10^{23}", 1),
     ("-3", "\N{MINUS SIGN}3", 1),
     ("2.5", "5/2", 1),
+    ("1 1/2", "3/2", 1),
+    ("7/2", "3 1/2", 1),
+    ("1/3", r"0.\overline{3}", 1),
+    (r"0.1\overline{6}", r"\frac16", 1),
+    (r"-0.\bar{3}", "-1/3", 1),
+    ("0.(142857)", "1/7", 1),
+    ("1/3", r"0.\overline{4}", 0),
+    (r"\frac{\pi}{4}", "pi/4", 1),
+    ("tan(x)", r"\tan x", 1),
+    (r"\sqrt{2}", "sqrt(2)", 1),
+    ("-5", "\N{EN DASH}5", 1),
+    ("A", "A. 12", 1),
+    ("A", "B. 12", 0),
+    ("10:30 a.m.", r"10\!:\!30\text{ AM}", 1),
+    ("10:30 AM", "10:30 PM", 0),
+    ("2 hours 30 minutes", r"2\text{ hours }30\text{ minutes}", 1),
     ("12", "1,2", 0),
     ("3", "-3", 0),
     (r"\frac{1}{3}", "0.333", 0),
@@ -246,20 +263,27 @@ def answers(question: Any) -> Any:
         os.abort()
     if question == "hang":
         time.sleep(60)
+    if question == "compute":
+        while True:
+            pass
     if question == "raise":
         raise ValueError
     return [question, os.getpid()]
 
 
-def test_a_child_is_replaced_when_it_hangs_or_dies_and_answers_the_next():
-    child = Child(answers, limit_s=2.0)
+def test_a_child_is_replaced_when_it_hangs_or_dies_and_answers_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(_child, "_WAIT_S", 1.0)
+    child = Child(answers, limit_s=1.0)
     text, first = child.ask("a" * 100_000)
     assert (len(text), first != os.getpid()) == (100_000, True)
     assert child.ask("b")[1] == first, "one process for all questions"
     assert child.ask("raise") is None
     assert child.ask("b")[1] == first
-    for bad in ("die", "hang"):
+    for bad in ("die", "hang", "compute"):
         assert child.ask(bad) is None
+        assert child.starved or bad != "hang"
         assert child.ask("b")[0] == "b"
     last = child.ask("b")[1]
     child.close()

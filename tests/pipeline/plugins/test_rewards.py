@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -226,6 +227,74 @@ def test_a_file_is_named_as_verl_names_it(tmp_path: Path):
     )
     assert asked(str(path), sample_of("ab")) == [Score(0.02)]
     assert asked(f"{path}:other", sample_of("ab")) == [Score(0.5)]
+
+
+MISTAKES = """
+import sys
+from helper_beside import half
+def beside(sample): return half()
+def a_number(completions, **columns): return 1.0
+def a_dict(completions, **columns): return {"score": [1.0]}
+def nothing(completions, **columns): pass
+def leaves(solution_str, ground_truth): sys.exit(3)
+def leaves_all(completions, **columns): sys.exit(3)
+def of_openrlhf(queries, prompts, labels): return [1.0]
+class Judge:
+    def __call__(self, completions, **columns): return [2.0]
+    def score(self, completions, **columns): return [3.0]
+judge = Judge()
+"""
+
+
+@pytest.fixture
+def mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("sys.path", [*sys.path])
+    (tmp_path / "helper_beside.py").write_text("def half(): return 0.5\n")
+    path = tmp_path / "mistakes_of_people.py"
+    path.write_text(MISTAKES)
+    return path
+
+
+@pytest.mark.parametrize(
+    "function, says",
+    [
+        ("a_number", "returned float 1.0, expected a list of 1 rewards"),
+        ("a_dict", "returned dict {'score': [1.0]}, expected a list of 1 rewards"),
+        ("nothing", "returned NoneType None, expected a list of 1 rewards"),
+        ("leaves", "called sys.exit(3)"),
+        ("leaves_all", "called sys.exit(3)"),
+    ],
+)
+def test_what_is_no_list_of_rewards_fails_alone(mistakes: Path, function: str, says: str):
+    [found] = asked(f"{mistakes}:{function}", sample_of("a"))
+    assert isinstance(found, Exception)
+    assert str(found) == says
+
+
+def test_a_module_beside_a_rewards_file_is_found_and_objects_are_called(mistakes: Path):
+    assert asked(f"{mistakes}:beside", sample_of("a")) == [Score(0.5)]
+    assert asked(f"{mistakes}:judge", sample_of("a")) == [Score(2.0)]
+    assert asked(f"{mistakes}:judge.score", sample_of("a")) == [Score(3.0)]
+
+
+@pytest.mark.parametrize(
+    "name, text, says",
+    [
+        ("mistakes_of_people.py:of_openrlhf", "", "as in OpenRLHF; expected (prompts, completions"),
+        ("mistakes_of_people.py:Judge", "", "is a class: name an object of it, or a function"),
+        ("mistakes_of_people.py:Judge.score", "", "is a method of a class: name that of an object"),
+        ("leaves.py", "raise SystemExit(4)", "SystemExit: 4"),
+        ("relative.py", "from .helper import x", "name the function as package.module:callable"),
+        ("lacks.py", "import none_of_these", "in the current directory and beside the file)"),
+    ],
+)
+def test_a_function_that_cannot_be_called_is_refused_with_what_to_name(
+    mistakes: Path, name: str, text: str, says: str
+):
+    if text:
+        (mistakes.parent / name).write_text(text)
+    [found] = problems("python", function=str(mistakes.parent / name))
+    assert says in found
 
 
 class Constant:
