@@ -25,6 +25,7 @@ def test_every_field_of_a_member_can_be_set():
         versions={7: (2, 3)},
         variants={7: "hint"},
         forks={8: 7},
+        included={7: "stored"},
     )
     assert group.members == (
         MemberView(
@@ -37,6 +38,7 @@ def test_every_field_of_a_member_can_be_set():
             parts={"step_1": 0.25},
             versions=(2, 3),
             variant="hint",
+            foreign="stored",
             score=0.625,
         ),
         MemberView(id=8, state="waiting_env", tokens=5, confidence=-0.5, remaining=40.0, fork=7),
@@ -60,6 +62,7 @@ def test_every_field_of_a_group_can_be_set():
         "now": 2.5,
         "max_tokens": 64,
         "budget": 6,
+        "foreign": ("solution",),
     }
     group = group_of(size=3, group=21, **given)
     assert {name: getattr(group, name) for name in given} == given
