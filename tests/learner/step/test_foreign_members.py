@@ -85,7 +85,8 @@ def plain(model: Any, given: TrainGroup, weigh: Any) -> torch.Tensor:
 @pytest.mark.parametrize("loss", [Dapo(), Reinforce(), Gspo(), Minpro()], ids=type)
 def test_what_nobody_sampled_has_weight_1_with_every_loss(model: Any, loss: Any):
     given = with_solution(model)
-    settings = {} if isinstance(loss, Minpro) else {"importance": "truncate", "reject_band": 10.0}
+    settings: dict[str, Any] = {"importance": "truncate", "reject_band": 10.0}
+    settings = {} if isinstance(loss, Minpro) else settings
     found, metrics = run(model, given, loss, **settings)
     assert relative(found, plain(model, given, lambda own: own)) < 1e-5
     tokens = [m.sampled_tokens for m in given.members]

@@ -44,11 +44,12 @@ class InTurn(Scripted):
 
 def begun(selector: Scripted | None = None, **changes: Any) -> Bench:
     """Group 0 with members 0, 1; the data has a solution for every prompt."""
+    settings: dict[str, Any] = {"steps": 4, "tries": 30.0, **changes}
     bench = Bench(
         selector or InTurn(reward=True, stored=4),
         candidates=2,
         solutions=[SOLUTION] * 50,
-        **{"steps": 4, "tries": 30.0, **changes},
+        **settings,
     )
     bench.begin()
     return bench

@@ -34,7 +34,7 @@ def test_dart_gui_replaces_a_failure_by_the_stored_success_where_all_failed():
 
 
 def test_dart_gui_trains_on_all_where_one_succeeded_or_nothing_is_stored():
-    one = {**FAILED, "rewards": {1: 0.0, 2: 1.0, 3: 0.0}}
+    one: dict[str, Any] = {**FAILED, "rewards": {1: 0.0, 2: 1.0, 3: 0.0}}
     assert chosen(decide(DartGui(), group_of(size=3, foreign=("stored",), **one))) == (1, 2, 3)
     assert chosen(decide(DartGui(), group_of(size=3, **FAILED))) == (1, 2, 3)
 
@@ -42,7 +42,7 @@ def test_dart_gui_trains_on_all_where_one_succeeded_or_nothing_is_stored():
 def test_dart_gui_waits_for_every_reward_and_goes_by_its_own_idea_of_a_success():
     running = group_of(size=3, running={4: 5}, foreign=("stored",), **FAILED)
     assert decide(DartGui(), running) == []
-    half = {**FAILED, "rewards": {1: 0.5, 2: 0.5, 3: 0.0}}
+    half: dict[str, Any] = {**FAILED, "rewards": {1: 0.5, 2: 0.5, 3: 0.0}}
     group = group_of(size=3, foreign=("stored",), **half)
     assert isinstance(decide(DartGui(), group)[0], Include)
     assert isinstance(decide(DartGui(DartGuiOptions(right=0.5)), group)[0], Finalize)
