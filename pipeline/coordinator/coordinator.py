@@ -239,7 +239,7 @@ class Coordinator:
         core = self.core
         core.version = version
         self.scheduler.published()
-        if self.selection.wants.published:
+        if self.core.wants.published:
             for group in core.train_groups(*OPEN_STATES):
                 self.selection.ask(group, WeightsPublished())
         if self.run.phase is RunPhase.TRAINING:  # at a halt another checkpoint follows
@@ -366,7 +366,7 @@ class Coordinator:
     def _tick(self, event: Tick) -> None:
         del event
         self.steps.planner.tick()
-        if self.selection.wants.tick and self.run.phase is RunPhase.TRAINING:
+        if self.core.wants.tick and self.run.phase is RunPhase.TRAINING:
             for group in self.core.train_groups(*OPEN_STATES):
                 if group.is_open:
                     self.selection.ask(group, Ticked())

@@ -15,10 +15,8 @@ import msgspec
 
 from pipeline.coordinator.groups import Group, Trajectory, TrajectoryState
 from pipeline.coordinator.state import CoordinatorState
-from pipeline.plugins.interfaces import Wants
 
 STORED, SOLUTION = "stored", "solution"
-_NOTHING = Wants()
 
 
 class Success(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,7 +73,7 @@ class ForeignResponses:
 
     def keep(self, group: Group) -> None:
         """Keep the newest success of a group that is about to count as trained."""
-        wants = getattr(self._core.plugins.selector, "wants", _NOTHING)
+        wants = self._core.wants
         if not wants.stored:
             return
         weights = dict(zip(group.chosen, group.weights, strict=True))

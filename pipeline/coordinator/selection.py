@@ -41,11 +41,10 @@ from pipeline.plugins.actions import (
     Sample,
     Stop,
 )
-from pipeline.plugins.interfaces import Every, Finish, Rewarded, SelectorEvent, Wants
+from pipeline.plugins.interfaces import Every, Finish, Rewarded, SelectorEvent
 from pipeline.plugins.legality import Table, refusal
 from pipeline.plugins.views import GroupView
 
-_NOTHING = Wants()
 UNDECIDED = "every member has ended and the selector left it open"
 
 
@@ -63,25 +62,21 @@ class Selection:
         self._ended_now: list[int] = []  # by actions of the answer at hand
 
     @property
-    def wants(self) -> Wants:
-        return getattr(self._core.plugins.selector, "wants", _NOTHING)
-
-    @property
     def _hears_rewards(self) -> bool:
         """Rewards over whole groups come after the selector's choice, so never to it."""
-        return self.wants.reward and not self._core.settings.group_reward
+        return self._core.wants.reward and not self._core.settings.group_reward
 
     @property
     def listens(self) -> bool:
         """True if anything depends on the growth of running members."""
-        return self._core.settings.stream or self.wants.every > 0
+        return self._core.settings.stream or self._core.wants.every > 0
 
     # --- what happens to members --------------------------------------------------------
 
     def grown(self, trajectory: Trajectory, count: int) -> None:
         """A running member has so many new tokens."""
         self._group_manager.token_stream.stream_growth(trajectory)
-        every, sampled = self.wants.every, trajectory.sampled
+        every, sampled = self._core.wants.every, trajectory.sampled
         if every and (sampled - count) // every != sampled // every:
             group = self._core.groups[trajectory.group]
             if group.kind == "train" and group.is_open:
@@ -134,7 +129,7 @@ class Selection:
         if group.state is GroupState.CHOSEN:
             self._ready_if_scored(group)
         elif group.is_open:
-            if self.wants.reward or value is None:
+            if self._core.wants.reward or value is None:
                 self.ask(group, Rewarded(trajectory_id))
             if group.enough:
                 self._check_signal(group)

@@ -24,10 +24,12 @@ from pipeline.coordinator.timeouts import Timeouts
 from pipeline.coordinator.token_ledger import TokenLedger
 from pipeline.coordinator.weight_proofs import WeightProofs
 from pipeline.hardware.latency_model import LatencyModel
-from pipeline.plugins.interfaces import Advantage, Batch, Budget, PromptOrder, Selector
+from pipeline.plugins.interfaces import Advantage, Batch, Budget, PromptOrder, Selector, Wants
 from pipeline.plugins.variants import column_and_share, tokens_of
 from pipeline.plugins.views import EvalSet, SourceView
 from pipeline.wire.fields import PacedSteps
+
+_NOTHING = Wants()
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -151,6 +153,11 @@ class CoordinatorState:
         self.needs_update = False  # the batch rule is to be asked, or the close to be tried
         self.out: list[Command] = []
         self._endings: dict[str, list[tuple[int, int]]] = {}
+
+    @property
+    def wants(self) -> Wants:
+        """What the selector says that it needs; nothing, if it says nothing."""
+        return getattr(self.plugins.selector, "wants", _NOTHING)
 
     @property
     def ahead(self) -> int:

@@ -198,6 +198,7 @@ class StepReport:
         self._foreign = self._foreign_tokens = 0  # members, and their tokens
         self._topped_up = 0  # candidates
         self._placement: Counter[str] = Counter()
+        self._warned_of_parts = False
         self._groups = self._equal = 0  # ended, and those whose rewards were all equal
 
     @property
@@ -246,6 +247,7 @@ class StepReport:
             self._placement["for_memory"] += stats.waited_for_memory
         self._groups += sum(stats.fates.values())
         self._equal += stats.equal
+        self._warn_of_missing_parts()
         bias = stats.bias.means()
         alarm, moved = core.settings.audit_alarm, bias.get("advantage_moved", 0.0)
         if alarm and moved > alarm:
@@ -277,6 +279,18 @@ class StepReport:
             self._predicted_s += stats.plan[PREDICTED]
             self._measured_s += self.newest["generation_s"]
         core.report("step", **self.newest)
+
+    def _warn_of_missing_parts(self) -> None:
+        """Warn once of a selector that never acts, since no reward has the parts it goes by."""
+        wanted, stats = self._core.wants.parts, self._core.stats
+        if self._warned_of_parts or not wanted or not stats.rewards:
+            return
+        if not stats.parts.keys() & set(wanted):
+            self._warned_of_parts = True
+            name = type(self._core.plugins.selector).__name__
+            text = f"selector {name} goes by a reward's part {' or '.join(wanted)}"
+            many = len(stats.rewards)
+            self._core.report("warning", text=f"{text}, and none of {many} rewards has it")
 
     def _count_adaptive(self, plan: Mapping[str, float], choices: Mapping[str, int]) -> None:
         """Sum how much of what adapts to the prompts has acted: see `result.json`."""

@@ -100,6 +100,8 @@ class Wants(msgspec.Struct, frozen=True, kw_only=True):
     entropy: bool = False
     """Needs `MemberView.entropy`: no event of its own, but learner ranks compute it as tokens
     are streamed to them (`learner.overlap: token`, ZeRO 0 to 2)."""
+    parts: tuple[str, ...] = ()
+    """Parts of the reward by which it decides: a run in which no reward has one of them says so."""
     stored: int = 0
     """Prompts of which the newest success that was trained on is kept, for `Include`; of more, the
     newest. 0: none. Checkpoints hold 8 bytes for each token of them."""

@@ -64,7 +64,7 @@ def check(coordinator: Coordinator, group_fates: Mapping[int, int]) -> None:
         coordinator.group_manager.awaiting_reward.keys() <= core.trajectories.keys(),
         "a reward is left behind",
     )
-    stored, wants = coordinator.group_manager.foreign.stored, coordinator.selection.wants
+    stored, wants = coordinator.group_manager.foreign.stored, coordinator.core.wants
     _hold(len(stored) <= wants.stored, f"{len(stored)} successes are kept")
     _hold(all(i == kept.prompt for i, kept in stored.items()), "a success of another prompt")
     snapshot.check_prompts(coordinator)

@@ -48,9 +48,18 @@ class DartGui:
         self._options = options or DartGuiOptions()
         self._rewards = Rewards(self._options)
         self._longest: dict[int, int] = {}  # prompt -> tokens of its longest success
+        self._metrics: dict[str, float] = {}
 
     def allocate(self, prompts: Sequence[PromptView], view: BudgetView) -> Sequence[Allocation]:
-        return [self._of(prompt.prompt, view) for prompt in prompts]
+        found = [self._of(prompt.prompt, view) for prompt in prompts]
+        known = sum(prompt.prompt in self._rewards for prompt in prompts)
+        total = sum(allocation.candidates for allocation in found)
+        self._metrics = {"total": total, "known": known, "unseen": len(prompts) - known}
+        return found
+
+    def metrics(self) -> dict[str, float]:
+        """Candidates of the last plan; prompts known, which alone may get fewer, and unseen."""
+        return dict(self._metrics)
 
     def _of(self, prompt: int, view: BudgetView) -> Allocation:
         known, longest = self._rewards.get(prompt), self._longest.get(prompt)

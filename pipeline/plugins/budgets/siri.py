@@ -54,11 +54,17 @@ class Siri:
 
     def __init__(self, options: SiriOptions | None = None) -> None:
         self._options = options or SiriOptions()
+        self._limit = 0  # tokens, of the last plan
 
     def allocate(self, prompts: Sequence[PromptView], view: BudgetView) -> Sequence[Allocation]:
         limit = limit_at(view.step, view.max_tokens, self._options)
         allocation = Allocation(view.size, limit, f"limit {limit}")
+        self._limit = limit
         return [allocation] * len(prompts)
+
+    def metrics(self) -> dict[str, float]:
+        """The limit of tokens now."""
+        return {"limit": self._limit}
 
     def top_up(self, groups: Sequence[OpenView], idle: int) -> Sequence[tuple[int, int]]:
         return more_candidates(groups, idle, self._options)

@@ -48,12 +48,18 @@ class Tti:
 
     def __init__(self, options: TtiOptions | None = None) -> None:
         self._options = options or TtiOptions()
+        self._limit = 0  # tokens, of the last plan
 
     def allocate(self, prompts: Sequence[PromptView], view: BudgetView) -> Sequence[Allocation]:
         turns = turns_at(view.step, self._options)
         limit = max(1, view.max_tokens * turns // max(self._options.turns))
         allocation = Allocation(view.size, limit, f"{turns} turns, {limit} tokens")
+        self._limit = limit
         return [allocation] * len(prompts)
+
+    def metrics(self) -> dict[str, float]:
+        """The limit of tokens now."""
+        return {"limit": self._limit}
 
     def top_up(self, groups: Sequence[OpenView], idle: int) -> Sequence[tuple[int, int]]:
         return more_candidates(groups, idle, self._options)

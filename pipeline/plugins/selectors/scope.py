@@ -49,7 +49,7 @@ def good_tokens(parts: Mapping[str, float], threshold: float) -> int:
 @register("selector", "scope")
 class Scope:
     Options = ScopeOptions
-    wants = Wants(reward=True)
+    wants = Wants(reward=True, parts=("step_1",))
 
     def __init__(self, options: ScopeOptions | None = None) -> None:
         self._options = options or ScopeOptions()

@@ -16,7 +16,7 @@ from pipeline.coordinator.step_metrics import (
     trained_metrics,
 )
 from pipeline.plugins.actions import Finalize
-from tests.pipeline.coordinator.bench import Bench, Report, TrainGroup, only
+from tests.pipeline.coordinator.bench import Bench, Report, Scripted, TrainGroup, only
 
 
 def group_of(lengths: dict[int, int], chosen: list[int], running: dict[int, int]) -> Group:
@@ -293,3 +293,25 @@ def test_a_step_whose_members_were_all_silent_has_a_share_of_nothing_and_no_divi
     assert found["learner"] == {
         "loss": 0.0, "entropy": 0.0, "computed_share": 0.0, "grad_norm": 0.7,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("parts, warnings", [({}, 1), ({"step_1": 1.0}, 0)])
+def test_a_selector_whose_parts_no_reward_has_is_told_of_once(
+    parts: dict[str, float], warnings: int
+) -> None:
+    """Else it would never act, and nothing would show that."""
+    bench = Bench(Scripted(reward=True, parts=("step_1",)), steps=2)
+    bench.begin()
+    for group in (0, 1):
+        members = [m.id for m in bench.core.groups[group].members][:2]
+        for member in members:
+            bench.tokens(member, 3, "stop")
+        bench.handle(RewardReady(trajectory=members[0], value=1.0, parts=parts))
+        bench.selector.say(group, Finalize(tuple(members)))
+        commands = bench.handle(RewardReady(trajectory=members[1], value=0.0, parts=parts))
+        bench.learn(commands)
+        bench.serve()
+    assert bench.core.step == 2
+    found = [text for text in bench.warnings() if "Scripted" in text]
+    assert len(found) == warnings
+    assert all("part step_1, and none of 2 rewards has it" in text for text in found)

@@ -146,6 +146,13 @@ def test_dart_gui_limits_a_prompt_by_its_longest_success():
         resumed.restore({})
 
 
+def test_dart_gui_says_how_many_prompts_it_knew():
+    budget = DartGui()
+    budget.ended(ended_view(0, [1, 1], lengths=[40, 20]))
+    budget.allocate(prompts(0, 1), budget_view())
+    assert budget.metrics() == {"total": 10, "known": 1, "unseen": 1}  # 2 of 8 for the known one
+
+
 def test_dart_gui_never_exceeds_the_configured_limit():
     budget = DartGui(DartGuiOptions(room=2.0))
     budget.ended(ended_view(0, [1, 1], lengths=[120, 20]))

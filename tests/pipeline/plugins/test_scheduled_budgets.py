@@ -27,9 +27,11 @@ PROMPT = PromptView(prompt=3, tokens=9)
 )
 def test_siri_moves_the_limit_along_a_cosine(step: int, limit: int):
     """SIRI, T 640, between 16384 and 8192."""
-    [allocation] = Siri().allocate([PROMPT], budget_view(8, step=step, max_tokens=16384))
+    budget = Siri()
+    [allocation] = budget.allocate([PROMPT], budget_view(8, step=step, max_tokens=16384))
     assert allocation.max_tokens == limit == limit_at(step, 16384, SiriOptions())
     assert (allocation.candidates, allocation.note) == (8, f"limit {limit}")
+    assert budget.metrics() == {"limit": limit}
 
 
 def test_siri_in_stairs_and_with_a_stair_down():
@@ -70,8 +72,10 @@ def test_tti_lengthens_the_horizon_from_iteration_to_iteration():
     assert limits() == [100, 200, 200, 300, 300]
     assert limits(iteration=2) == [100, 100, 200, 200, 200]
     assert limits(turns=(1, 3)) == [100, 300, 300, 300, 300]
-    [allocation] = Tti().allocate([PROMPT], budget_view(4, max_tokens=60))
+    budget = Tti()
+    [allocation] = budget.allocate([PROMPT], budget_view(4, max_tokens=60))
     assert (allocation.candidates, allocation.note) == (4, "10 turns, 20 tokens")
+    assert budget.metrics() == {"limit": 20}
 
 
 def test_tti_refuses_options_out_of_range():
