@@ -86,8 +86,12 @@ class LossPass:
             old_BT = batch.old_BT.where(batch.old_BT.isfinite(), old_BT)
         if reference:
             reference_BT = align(reference, batch.trajectories, found.mask_BT, found.logprobs_BT)
-        # Nobody knows what a foreign response was sampled with: it counts as sampled now.
-        unknown_BT, now_BT = found.behaviour_BT.isnan(), found.logprobs_BT.detach()
+        # Nobody knows what a foreign response was sampled with: it counts as sampled now. NaN of
+        # any other is an engine's, and makes the loss NaN, too.
+        now_BT, unknown_BT = found.logprobs_BT.detach(), found.behaviour_BT.isnan()
+        unknown_BT = unknown_BT & (
+            False if batch.foreign_B is None else batch.foreign_B.unsqueeze(1) > 0
+        )
         old_BT = now_BT.where(unknown_BT, old_BT)
         # outside the mask the behaviour logprob is a meaningless zero
         known_BT = (found.mask_BT > 0) & ~unknown_BT
