@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import signal
 import sys
 from pathlib import Path
@@ -29,6 +28,7 @@ from launch.options import (
     load_config,
     user_path,
 )
+from launch.process_setup import prepare_process
 from launch.replay.cli import replay_command
 from launch.report.cli import report_command
 from launch.show.command import show_command
@@ -376,19 +376,7 @@ def doctor_command(
 
 
 def main() -> None:
-    from pipeline.system.descriptors import occupy_standard_streams
-    from pipeline.system.python_path import user_folder_last
-    from pipeline.system.utf8_mode import use_utf8
-
-    use_utf8()
-    occupy_standard_streams()
-    if not user_folder_last():
-        exit_at_once("the current folder was removed, or cannot be read; go to another one", 2)
-    # Until a run takes both itself, SIGTERM ends a command as Ctrl-C does: status 130.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    for stream in (sys.stdout, sys.stderr):  # a terminal without a character shows its number
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    prepare_process()
     answer_the_shell()
     try:
         app(prog_name="darts")

@@ -14,7 +14,6 @@ import typer
 
 from launch.monitor.top import Watched
 from launch.options import RUN_HELP, run_folder
-from pipeline.system.terminal_text import counted
 
 if TYPE_CHECKING:
     from pipeline.observability.live_status import PeerStatus, RunStatus, WaitStatus
@@ -82,6 +81,7 @@ def status_document(run: Path, now: RunStatus, note: str, word: str) -> dict[str
 def status_lines(run: Path, now: RunStatus, note: str, word: str) -> Iterator[str]:
     """Yields the lines that are printed."""
     from launch.monitor.panel import SHORTEST_WAIT_S
+    from pipeline.system.terminal_text import counted
 
     if word == "never started":
         config = shlex.quote(str(run / "config.yaml"))

@@ -86,10 +86,13 @@ def test_a_saved_data_set_is_read_by_its_split(tmp_path: Path):
 def test_a_file_to_train_on_is_never_read_as_the_held_out_prompts(
     tmp_path: Path, tokenizer: Tokenizer
 ):
-    splits: Any = {name: datasets.Dataset.from_list(sums(1)) for name in ("train", "validation")}
-    datasets.DatasetDict(splits).save_to_disk(str(tmp_path / "saved"))  # without a split "test"
+    one, two = (datasets.Dataset.from_list(sums(number)) for number in (1, 2))
+    datasets.DatasetDict({"train": one}).save_to_disk(str(tmp_path / "saved"))
     for path in (lines(tmp_path / "a.jsonl", sums(1, 2)), tmp_path / "saved"):
         assert len(load_held_out(DataConfig(train=str(path)), tokenizer, 64)) == 0
+    datasets.DatasetDict({"train": one, "validation": two}).save_to_disk(str(tmp_path / "both"))
+    [item] = load_held_out(DataConfig(train=str(tmp_path / "both")), tokenizer, 64).items
+    assert item.prompt == "2+1="
 
 
 def test_a_saved_data_set_without_the_package_names_what_to_install(
