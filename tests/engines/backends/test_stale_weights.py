@@ -95,6 +95,7 @@ async def test_sound_versions_are_proved_by_every_tensor_and_never_refused(
     assert found.noise < 3.0
 
 
+@pytest.mark.long
 async def test_an_engine_that_stands_still_is_found_in_the_end_though_no_version_shows_it(
     bfloat16_engine: Engine, tmp_path: Path
 ):

@@ -35,7 +35,7 @@ def test_a_killed_engine_loses_no_trajectory_the_books_balance_and_the_model_exp
     """
     run = tmp_path / "killed"
     before = shared_memory()
-    long_steps = ("step.prompts=96", "step.count=4", "eval.every=4", "data.held_out=8")
+    long_steps = ("step.prompts=64", "step.count=3", "eval.every=3", "data.held_out=8")
     with train(run, tmp_path / "killed.log", *long_steps) as job:
         job.until(lambda: steps_done(run) >= 1, 400)
         job.until(lambda: running_in_a_later_step(run) >= 16)
@@ -47,10 +47,10 @@ def test_a_killed_engine_loses_no_trajectory_the_books_balance_and_the_model_exp
         assert int(moved[1]) > 0, "it was not killed in mid-step"
         assert not job.left(), "a process outlived the run"
     result = json.loads((run / "result.json").read_text())
-    assert result["steps"] == 4
+    assert result["steps"] == 3
     assert sum(result["tokens"].values()) == result["tokens_reported_by_engines"]
     trained = trained_prompts(run)
-    assert len(trained) == 4 * 96, "a group was lost or trained on twice"
+    assert len(trained) == 3 * 64, "a group was lost or trained on twice"
     assert max(Counter(prompt for _, prompt in trained).values()) == 1
     groups = lines(run / "decisions.jsonl", "group")
     assert max(Counter(g["group"] for g in groups).values()) == 1
