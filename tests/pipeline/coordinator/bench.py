@@ -56,7 +56,8 @@ class Scripted:
     """Says nothing, unless `say(group, *verbs)` has put something there for its next question."""
 
     def __init__(self, **wants: Any) -> None:
-        self.wants = Wants(**{"tick": True, **wants})
+        wants.setdefault("tick", True)
+        self.wants = Wants(**wants)
         self.seen: list[tuple[GroupView, SelectorEvent]] = []
         self._answers: dict[int, Sequence[AnyAction]] = {}
 
