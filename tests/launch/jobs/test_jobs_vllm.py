@@ -59,7 +59,7 @@ def test_a_killed_engine_loses_no_trajectory_the_books_balance_and_the_model_exp
             versions = [member[6] for member in group["members"] if member[5]]
             assert versions == [[group["version"]]] * len(versions)
     gaps = [served["gap"] for served in lines(run / "metrics.jsonl", "served")]
-    assert len(gaps) >= 6, "a version was not proved"
+    assert len(gaps) >= 5, "a version was not proved"
     assert max(gaps) < 1e-3, "an engine served weights that are not the learner's"
     own = f"darts-{os.getuid()}-{job.process.pid}-"
     assert not {n for n in shared_memory() - before if n.startswith(own) or "psm" in n}
