@@ -91,10 +91,10 @@ def open_run(path: Path, overrides: Sequence[str] = ()) -> Resumed:
 
 def resume_run(path: Path, overrides: Sequence[str] = ()) -> int:
     """Continues a run from its newest whole checkpoint. Returns the exit status."""
-    remove_orphans()  # of a killed run, also where nothing is there to resume
     try:
         found = open_run(path, overrides)
     except RESUME_ERRORS as error:
+        remove_orphans()  # of the killed run: nothing is started that would do so
         say(error)
         return resume_status(error)
     for line in found.notes:

@@ -86,23 +86,22 @@ class LossPass:
             old_BT = batch.old_BT.where(batch.old_BT.isfinite(), old_BT)
         if reference:
             reference_BT = align(reference, batch.trajectories, found.mask_BT, found.logprobs_BT)
-        # Nobody knows what a foreign response was sampled with: it counts as sampled now. NaN of
-        # any other is an engine's, and makes the loss NaN, too.
-        now_BT, unknown_BT = found.logprobs_BT.detach(), found.behaviour_BT.isnan()
-        unknown_BT = unknown_BT & (
-            False if batch.foreign_B is None else batch.foreign_B.unsqueeze(1) > 0
-        )
-        old_BT = now_BT.where(unknown_BT, old_BT)
-        # outside the mask the behaviour logprob is a meaningless zero
-        known_BT = (found.mask_BT > 0) & ~unknown_BT
+        now_BT = found.logprobs_BT.detach()
+        known_BT = found.mask_BT > 0  # outside the behaviour logprob is a meaningless zero
+        unknown_BT: Tensor | None = None
+        if batch.foreign_B is not None:
+            # Nobody knows what a foreign response was sampled with: it counts as sampled now. NaN
+            # of any other is an engine's, and makes the loss NaN, too.
+            unknown_BT = found.behaviour_BT.isnan() & (batch.foreign_B > 0).unsqueeze(1)
+            old_BT, known_BT = now_BT.where(unknown_BT, old_BT), known_BT & ~unknown_BT
         behaviour_BT = found.behaviour_BT.where(known_BT, old_BT)
         mode = self._importance
         importance_BT, cut_BT = importance_weights(
             old_BT, behaviour_BT, mode=mode, cap=section.importance_cap, mask_BT=found.mask_BT
         )
-        importance_BT = shaped_weights(now_BT, section.policy_shaping).where(
-            unknown_BT, importance_BT
-        )
+        if unknown_BT is not None:
+            shaped_BT = shaped_weights(now_BT, section.policy_shaping)
+            importance_BT = shaped_BT.where(unknown_BT, importance_BT)
         rejected_B = rejected_rows(
             old_BT,
             behaviour_BT,

@@ -13,6 +13,7 @@ import msgspec
 
 from pipeline.config.load import plugin_class
 from pipeline.config.schema import Config, LearnerConfig
+from pipeline.plugins.interfaces import wants_of
 
 
 class LogprobUses(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,7 +39,7 @@ def of(config: Config) -> LogprobUses:
     """Answer for a loaded configuration; constructs its selector to ask what it wants."""
     section = config.learner
     cls, options = plugin_class("selector", config.selector)
-    entropy = bool(getattr(getattr(cls(options), "wants", None), "entropy", False))
+    entropy = wants_of(cls(options)).entropy
     answered = section.max_staleness > 0 or entropy
     token = section.overlap == "token"
     # At ZeRO 3 a rank cannot run its own model alone.

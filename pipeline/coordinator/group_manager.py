@@ -285,8 +285,9 @@ class GroupManager:
         ]
         if not listeners:
             return
-        held = [m for m in group.candidates if m.sampled]
-        scored = [m for m in group.candidates if m.reward is not None]
+        candidates = group.candidates
+        held = [m for m in candidates if m.sampled]
+        scored = [m for m in candidates if m.reward is not None]
         view = EndedView(
             prompt=group.prompt,
             tokens=self._core.prompt_tokens[group.prompt],

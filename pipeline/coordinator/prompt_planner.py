@@ -202,8 +202,8 @@ class PromptPlanner:
             )
 
     def _view(self, group: Group) -> OpenView:
-        finished = unended = 0
-        for member in group.candidates:
+        candidates, finished, unended = group.candidates, 0, 0
+        for member in candidates:
             if member.state is TrajectoryState.FINISHED:
                 finished += 1
             elif member.state in UNENDED:
@@ -218,7 +218,7 @@ class PromptPlanner:
             prompt=group.prompt,
             tag=self._core.tag(group.prompt),
             opened=group.step,
-            rewards=tuple(m.reward for m in group.candidates if m.reward is not None),
+            rewards=tuple(m.reward for m in candidates if m.reward is not None),
             held=group.held,
             note=group.note,
             predicted=lambda: self._predicted(group),

@@ -92,9 +92,9 @@ class SelectionBias(msgspec.Struct):
         if isinstance(sampled, NoSignal):
             return
         of = kinds(members, correct)
-        for i, advantage in zip(group.chosen, trained.values, strict=True):
-            if (n := place.get(i, -1)) < 0:
-                continue
+        advantages = zip(group.chosen, trained.values, strict=True)
+        own = [advantage for i, advantage in advantages if i in place]
+        for n, advantage in zip(chosen, own, strict=True):
             difference = float(advantage - sampled.values[n])
             self.moved += abs(difference)
             self.advantages[of[n]] = self.advantages.get(of[n], 0.0) + difference

@@ -24,12 +24,18 @@ from pipeline.coordinator.timeouts import Timeouts
 from pipeline.coordinator.token_ledger import TokenLedger
 from pipeline.coordinator.weight_proofs import WeightProofs
 from pipeline.hardware.latency_model import LatencyModel
-from pipeline.plugins.interfaces import Advantage, Batch, Budget, PromptOrder, Selector, Wants
+from pipeline.plugins.interfaces import (
+    Advantage,
+    Batch,
+    Budget,
+    PromptOrder,
+    Selector,
+    Wants,
+    wants_of,
+)
 from pipeline.plugins.variants import column_and_share, tokens_of
 from pipeline.plugins.views import EvalSet, SourceView
 from pipeline.wire.fields import PacedSteps
-
-_NOTHING = Wants()
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -156,8 +162,8 @@ class CoordinatorState:
 
     @property
     def wants(self) -> Wants:
-        """What the selector says that it needs; nothing, if it says nothing."""
-        return getattr(self.plugins.selector, "wants", _NOTHING)
+        """What the selector says that it needs."""
+        return wants_of(self.plugins.selector)
 
     @property
     def ahead(self) -> int:

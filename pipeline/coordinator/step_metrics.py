@@ -19,8 +19,6 @@ from pipeline.coordinator.state import CoordinatorState
 
 LEARNER_WORK = ("ahead_s", "backward_s", "optimizer_s", "publish_s")
 """Metrics of a rank's step that are seconds of its work."""
-
-
 OF_ENGINES = ("mismatch", "importance", "importance_cut")
 """Metrics of a rank that compare its logprobs with an engine's: nothing of foreign members."""
 PREDICTED = "generation_predicted_s"

@@ -74,9 +74,10 @@ def load_held_out(
     loading = _Loading(data, tokenizer, max_tokens, wanted)
     if isinstance(data.held_out, str):
         return loading.dataset((SourceConfig(path=data.held_out),), "held_out", TASK_HELD_OUT)
-    if data.held_out == 0 or not held_out_beside(data):
+    beside = held_out_beside(data) if data.held_out else ""
+    if not beside:
         return Dataset("no held-out prompts", [])
-    return loading.dataset((SourceConfig(path=held_out_beside(data)),), "held_out", data.held_out)
+    return loading.dataset((SourceConfig(path=beside),), "held_out", data.held_out)
 
 
 def held_out_beside(data: DataConfig) -> str:

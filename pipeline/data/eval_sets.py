@@ -63,7 +63,7 @@ def nothing_held_out(config: Config) -> str:
     ):
         return ""
     return (
-        f"data.held_out is {config.data.held_out} and data.train has no split test or validation: "
+        f"data.held_out is {data.held_out} and data.train has no split test or validation: "
         "nothing is held out, so nothing is evaluated; name prompts with data.held_out=FILE"
     )
 

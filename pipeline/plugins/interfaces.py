@@ -111,6 +111,15 @@ class Wants(msgspec.Struct, frozen=True, kw_only=True):
     """Includes solutions of the data: a run without `data.solution` is refused."""
 
 
+_NOTHING = Wants()
+
+
+def wants_of(selector: object) -> Wants:
+    """Returns what a selector says that it needs; nothing, if it says nothing or no `Wants`."""
+    found = getattr(selector, "wants", None)
+    return found if isinstance(found, Wants) else _NOTHING
+
+
 class Selector(Protocol):
     """May also have `waits_for(candidates: int, size: int) -> int`: how many of a group's
     candidates must have ended before the group no longer holds up its step, so that a budget can

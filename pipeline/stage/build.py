@@ -22,7 +22,7 @@ from pipeline.data.eval_sets import HeldOut
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.observability.trackers import Tracker
 from pipeline.plugins import registry
-from pipeline.plugins.interfaces import RewardOptions
+from pipeline.plugins.interfaces import RewardOptions, wants_of
 from pipeline.plugins.variants import column_and_share
 from pipeline.plugins.views import EvalSet, SourceView
 from pipeline.system.run_folder import RunFolder
@@ -210,8 +210,9 @@ def coordinator(
 
 def _check_group_reward(config: Config, plugins: Plugins) -> None:
     """Rewards over whole groups come after the choice that a selector makes."""
-    hears = getattr(getattr(plugins.selector, "wants", None), "reward", False)
-    if hears and registry.judges_groups(*plugin_class("reward", config.reward)):
+    if wants_of(plugins.selector).reward and registry.judges_groups(
+        *plugin_class("reward", config.reward)
+    ):
         raise registry.PluginError(
             f"selector.{config.selector.name} decides by rewards, and reward.{config.reward.name} "
             "judges a group once its members have been chosen; name another of either"
@@ -231,8 +232,7 @@ def _check_variants(config: Config, plugins: Plugins) -> None:
 
 def _check_solution(config: Config, plugins: Plugins) -> None:
     """A selector that includes the data's solutions needs some."""
-    wants = getattr(getattr(plugins.selector, "wants", None), "solution", False)
-    if wants and not config.data.solution:
+    if wants_of(plugins.selector).solution and not config.data.solution:
         raise registry.PluginError(
             f"selector.{config.selector.name} puts the data's solution into each group: name the "
             "field that holds it with data.solution"

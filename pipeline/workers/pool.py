@@ -383,8 +383,8 @@ class RewardPool(WorkerPool):
                 try:
                     answer = await self._idle[0].ask_worker(frame)
                 except Died:  # once more, as when it is built
-                    self._discard(self._idle.pop(0))
-                    self._idle.insert(0, await self._start_one())
+                    dead, self._idle[0] = self._idle[0], await self._start_one()
+                    self._discard(dead)
                     answer = await self._idle[0].ask_worker(frame)
         except (TimeoutError, Died, TypeError) as error:  # also a column that JSON cannot hold
             self._discard(self._idle.pop(0))

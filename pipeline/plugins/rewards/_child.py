@@ -40,6 +40,7 @@ class Child:
         self.starved = False
         """Whether the last question took too long because the child had no core to compute on."""
         self._pid = 0  # 0: there is none
+        self._process: psutil.Process | None = None  # the child's, to see what it computes
         self._owner = 0
         self._to = self._from = -1
 
@@ -103,7 +104,8 @@ class Child:
 
     def _used_s(self) -> float:
         """Seconds that the child has computed in all."""
-        times = psutil.Process(self._pid).cpu_times()
+        assert self._process is not None
+        times = self._process.cpu_times()
         return times.user + times.system
 
     def _fork(self) -> None:
@@ -119,6 +121,7 @@ class Child:
         os.close(questions)
         os.close(answers)
         self._pid, self._owner = pid, os.getpid()
+        self._process = psutil.Process(pid)
 
 
 def _serve(questions: int, answers: int, answer: Callable[[Any], Any]) -> None:

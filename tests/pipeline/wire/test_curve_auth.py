@@ -8,7 +8,7 @@ import socket
 import stat
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,15 +63,21 @@ def listen_keys() -> ListenKeys:
     return ListenKeys(control=control, data=data, weights=weights, keys=SERVER, allowed=allowed)
 
 
-@pytest.fixture
-async def server(tmp_path: Path, listen_keys: ListenKeys) -> AsyncIterator[StageServer]:
-    server = StageServer(tmp_path / "s", listen_keys)
+@asynccontextmanager
+async def served(server: StageServer) -> AsyncIterator[StageServer]:
+    """Opens it and answers its peers, and closes it."""
     server.open_sockets()
     serving = asyncio.create_task(server.serve_peers())
     yield server
     serving.cancel()
     await asyncio.wait([serving])
     server.close()
+
+
+@pytest.fixture
+async def server(tmp_path: Path, listen_keys: ListenKeys) -> AsyncIterator[StageServer]:
+    async with served(StageServer(tmp_path / "s", listen_keys)) as server:
+        yield server
 
 
 def ticket_with(listen_keys: ListenKeys, **changes: Any) -> PeerKeys:

@@ -29,6 +29,7 @@ from tests.pipeline.wire.test_curve_auth import (
     join_of,
     link_with,
     listen_keys,
+    served,
     ticket_with,
 )
 
@@ -74,13 +75,8 @@ async def server(
         monkeypatch.setattr(module, "HANDSHAKE_MS", 1000)
     (tmp_path / "w" / "v1").mkdir(parents=True)
     (tmp_path / "w" / "v1" / FILE).write_bytes(WEIGHTS)
-    server = StageServer(tmp_path / "s", listen_keys, [tmp_path / "w"])
-    server.open_sockets()
-    serving = asyncio.create_task(server.serve_peers())
-    yield server
-    serving.cancel()
-    await asyncio.wait([serving])
-    server.close()
+    async with served(StageServer(tmp_path / "s", listen_keys, [tmp_path / "w"])) as server:
+        yield server
 
 
 async def recorded_handshake(server: StageServer, keys: PeerKeys) -> bytes:

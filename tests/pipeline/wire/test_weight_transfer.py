@@ -19,7 +19,7 @@ from pipeline.wire.keys import KeyOwner, ListenKeys, PeerKeys, TransportError
 from pipeline.wire.messages import Manifest
 from pipeline.wire.server import StageServer
 from pipeline.wire.weight_transfer import FILE, PIECE_BYTES, fetch_weights
-from tests.pipeline.wire.test_curve_auth import free_endpoints, slow_to_send
+from tests.pipeline.wire.test_curve_auth import free_endpoints, served, slow_to_send
 
 SERVER, E0, STRANGER = new_pair(), new_pair(), new_pair()
 CONTENT = os.urandom(5 * PIECE_BYTES // 2)  # two pieces and a half
@@ -38,13 +38,8 @@ async def peer_keys(tmp_path: Path) -> AsyncIterator[PeerKeys]:
         keys=SERVER,
         allowed={E0.public: KeyOwner("engine", "e0")},
     )
-    server = StageServer(tmp_path / "s", listen_keys, [published.parent])
-    server.open_sockets()
-    serving = asyncio.create_task(server.serve_peers())
-    yield PeerKeys(control=control, data=data, weights=weights, server=SERVER.public, keys=E0)
-    serving.cancel()
-    await asyncio.wait([serving])
-    server.close()
+    async with served(StageServer(tmp_path / "s", listen_keys, [published.parent])):
+        yield PeerKeys(control=control, data=data, weights=weights, server=SERVER.public, keys=E0)
 
 
 def whole(peer_keys: PeerKeys, version: int = 3, total: int = len(CONTENT)) -> bytes:
