@@ -37,7 +37,8 @@ class LossBatch:
     group_B: Tensor
     """Id of each member's group. A group may be spread over micro-batches, see `Loss`."""
     mask_BT: Tensor
-    """1.0 at response tokens that the model sampled, 0.0 elsewhere (environment, padding)."""
+    """1.0 at response tokens that the model sampled, 0.0 elsewhere (environment, padding), and in
+    turns that `learner.turn_share` leaves out."""
     weights_B: Tensor
     """Loss weight of each token of a member: the member's own, scaled as `learner.aggregate` says;
     0 for a member that `learner.reject_below`, `reject_band` or `reject_drift` leaves out."""
@@ -46,7 +47,8 @@ class LossBatch:
     reference_BT: Tensor | None = None
     """Logprobs under the reference model; None without `learner.reference`."""
     entropy_BT: Tensor | None = None
-    """Entropy of the policy at each token, nats (detached); None without `learner.entropy`."""
+    """Entropy of the policy at each token, nats (detached); None without `learner.entropy` where
+    the loss does not say `needs_entropy`."""
     max_tokens: int = 0
     """`sampling.max_tokens`."""
 
@@ -64,6 +66,7 @@ class Loss(Protocol):
       `learner.importance` is not applied.
     - `whole_groups`: True if it compares the members of a group. They then share a micro-batch,
       also one above `learner.tokens_per_micro_batch`.
+    - `needs_entropy`: True if it reads `entropy_BT`, which is then computed in any case.
     - `step_scale(sums: dict[str, float]) -> float`: asked once for each optimizer step, on every
       rank alike, with the metrics of all its groups summed over the ranks. This step's learning
       rate is multiplied by the answer.

@@ -41,6 +41,16 @@ def sequence_mean(values_BT: Tensor, batch: LossBatch) -> Tensor:
     return (values_BT * batch.mask_BT).sum(1, keepdim=True) / lengths_B1
 
 
+def entropy_of(batch: LossBatch) -> Tensor:
+    """Return the entropies of a batch for a loss that says `needs_entropy`: shape (B, T).
+
+    Raises: ValueError if they were not computed.
+    """
+    if batch.entropy_BT is None:
+        raise ValueError("this loss needs entropies: it must say needs_entropy")
+    return batch.entropy_BT
+
+
 def rows_by_group(batch: LossBatch) -> Iterator[tuple[int, Tensor]]:
     """Yield each group's id and, as booleans, its rows: shape (B,)."""
     for group in sorted(set(batch.group_B.tolist())):

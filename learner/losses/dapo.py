@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from msgspec import Meta
 
 from learner.losses import LossBatch
-from learner.losses._terms import Found, KlOptions, counts, ratio, sequence_mean, summed
+from learner.losses._terms import (
+    Found,
+    KlOptions,
+    counts,
+    entropy_of,
+    ratio,
+    sequence_mean,
+    summed,
+)
 from pipeline.plugins.ranges import NonNegativeFloat, PositiveFloat, Share, zero_or
 from pipeline.plugins.registry import register
 
@@ -50,6 +58,7 @@ class Dapo:
 
     def __init__(self, options: DapoOptions | None = None) -> None:
         self._options = options or DapoOptions()
+        self.needs_entropy = bool(self._options.mastered_tau)
         # A subclass may add a term of its own.
         self.silent_without_advantage = type(self).loss is Dapo.loss and not self._options.kl
 
@@ -75,9 +84,7 @@ class Dapo:
     def _mastered(self, batch: LossBatch) -> Tensor:
         """Return True at tokens that need no more training: shape (B, T)."""
         options = self._options
-        if batch.entropy_BT is None:
-            raise ValueError("loss.dapo.mastered_tau needs learner.entropy: true")
-        sure_B1 = sequence_mean(batch.entropy_BT, batch) < options.mastered_entropy
+        sure_B1 = sequence_mean(entropy_of(batch), batch) < options.mastered_entropy
         right_B1 = batch.rewards_B.unsqueeze(1) >= 1
         likely_BT = batch.old_logprobs_BT.exp() >= options.mastered_tau - _ROUNDING
         return sure_B1 & right_B1 & likely_BT & (batch.mask_BT > 0)

@@ -25,6 +25,7 @@ from learner.step.importance_weights import (
     shaped_weights,
 )
 from learner.step.loss_state import LossState
+from learner.step.uncertain_turns import uncertain_turns
 from learner.streaming.fixed_logprobs import ByTrajectory, align
 from pipeline.config.logprob_uses import importance_mode
 from pipeline.config.schema import LearnerConfig
@@ -52,6 +53,12 @@ class LossPass:
         self.aggregation = aggregation_of(section, loss, max_tokens)
         own = getattr(loss, "own_importance", False)
         self._importance = "off" if own else importance_mode(section)
+        self._entropy = (
+            section.entropy
+            or section.entropy_bonus > 0
+            or section.turn_share < 1
+            or bool(getattr(loss, "needs_entropy", False))
+        )
         self.whole_groups = bool(getattr(loss, "whole_groups", False))
         # With a reference model the KL of all members is a metric.
         self.skips_silent = (
@@ -75,7 +82,7 @@ class LossPass:
             model,
             batch,
             self._temperature,
-            entropy=section.entropy or bonus > 0,
+            entropy=self._entropy,
             entropy_gradient=bonus > 0,
             max_tokens=self._max_tokens,
         )
@@ -115,8 +122,14 @@ class LossPass:
             )
             rejected_B = rejected_B.maximum(drifted_B * (found.advantages_B < 0))
         entropy_BT = found.entropy_BT
+        mask_BT = found.mask_BT
+        if section.turn_share < 1:
+            assert entropy_BT is not None
+            mask_BT = uncertain_turns(entropy_BT.detach(), mask_BT, section.turn_share)
         full = dataclasses.replace(
             found,
+            mask_BT=mask_BT,
+            lengths_B=mask_BT.sum(1),
             old_logprobs_BT=old_BT,
             behaviour_BT=behaviour_BT,
             importance_BT=importance_BT,
@@ -139,6 +152,8 @@ class LossPass:
         if mode != "off":
             metrics["importance"] = (importance_BT * own_BT).sum().item()
             metrics["importance_cut"] = (cut_BT * own_BT).sum().item()
+        if section.turn_share < 1:
+            metrics["sure_turns"] = (count_BT * (1 - mask_BT)).sum().item()
         if section.reject_below or section.reject_band or section.reject_drift:
             metrics["rejected"] = (rejected_B.unsqueeze(1) * count_BT).sum().item()
         return loss, metrics

@@ -146,11 +146,6 @@ def _batch_and_loss(config: Config) -> Iterator[tuple[str, str]]:
         if config.learner.lora is not None:
             cure = "set learner.reference: start, or lora: null"
             yield "learner.reference", f"found average, but learner.lora is set: {cure}"
-    mastered = config.loss.options.get("mastered_tau", 0.0)
-    if mastered and not config.learner.entropy:
-        cure = "set learner.entropy: true, or mastered_tau: 0"
-        found = f"found {mastered}, but learner.entropy is false: {cure}"
-        yield f"loss.{config.loss.name}.mastered_tau", found
 
 
 def _engine(section: EngineConfig) -> Iterator[tuple[str, str]]:

@@ -253,6 +253,9 @@ class LearnerConfig(Section, frozen=True, kw_only=True):
     reject_drift: NonNegativeFloat = 0.0
     """Leave out responses of negative advantage whose logprob has fallen since they were sampled,
     by more than this a token on average, nats (DeepSeek-V3.2). They count in the mean. 0: none."""
+    turn_share: PositiveShare = 1.0
+    """Share of a response's turns that is trained on, those with the highest mean entropy
+    (DART-GUI: 0.8); at least one. The others count in the mean. 1: all of them."""
     policy_shaping: NonNegativeFloat = 0.0
     """Gamma of LUFFY's policy shaping (there 0.1): tokens that no engine sampled (`data.solution`)
     have the objective p / (p + gamma) times the advantage, unclipped. 0: their weight is 1."""

@@ -78,6 +78,7 @@ _LEARNER: dict[str, str] = {
     "loss": "the loss, over all tokens of the step",
     "ratio": "new over old probability of a token trained on, mean; 1 with one update",
     "clipped": "share of tokens whose ratio the loss clipped",
+    "clip": "the loss's own clip of a response's ratio, mean over tokens",
     "mismatch": "old logprob of the learner against the engine's own, absolute, mean over tokens, "
     "in nats",
     "mismatch_max": "the largest such gap of a token, in nats",
@@ -86,6 +87,7 @@ _LEARNER: dict[str, str] = {
     "importance": "weight of a token's loss for old over behaviour probability, mean",
     "importance_cut": "share of tokens whose importance weight was cut",
     "rejected": "share of tokens of responses about which engine and learner disagree too much",
+    "sure_turns": "share of tokens of turns that learner.turn_share leaves out",
     "left_out": "share of tokens that the loss leaves out",
     "mastered": "share of tokens that the loss takes to be mastered, and leaves out",
     "computed_share": "share of the step's tokens whose advantage is not 0, which are computed",

@@ -110,7 +110,7 @@ def test_most_losses_are_silent_without_advantage_and_none_with_a_divergence():
         if getattr(made(name, {}), "silent_without_advantage", False)
     }
     assert silent >= {"dapo", "gspo", "cispo", "sapo", "gmpo", "reinforce", "minpro"}
-    assert not silent & {"vcpo", "drpo", "clip_cov", "kl_cov"}
+    assert not silent & {"vcpo", "drpo", "echo", "clip_cov", "kl_cov"}
     for name in silent:
         assert not getattr(made(name, {"kl": 0.1}), "silent_without_advantage", False)
 

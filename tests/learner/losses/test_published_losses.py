@@ -14,6 +14,7 @@ from learner.losses.clip_cov import ClipCov, ClipCovOptions
 from learner.losses.dapo import Dapo, DapoOptions
 from learner.losses.decoupled_ppo import DecoupledPpo, DecoupledPpoOptions
 from learner.losses.drpo import Drpo, DrpoOptions
+from learner.losses.echo import Echo, EchoOptions, tail_confidences, uncertainties
 from learner.losses.gmpo import Gmpo
 from learner.losses.gspo import Gspo, GspoOptions
 from learner.losses.kl_cov import KlCov, KlCovOptions
@@ -191,7 +192,7 @@ def test_mastered_tokens_of_a_sure_right_answer_are_not_trained_on():
     assert gradient_BT.tolist() == [[0.0, -1.0, 0.0], [-1.0] * 3, [-1.0] * 3]
     assert metrics["mastered"] == 2
     assert value == pytest.approx(-7.0)
-    with pytest.raises(ValueError, match="learner.entropy"):
+    with pytest.raises(ValueError, match="needs_entropy"):
         Dapo(DapoOptions(mastered_tau=0.99)).loss(changed(batch, entropy_BT=None))
 
 
@@ -410,3 +411,44 @@ def test_vespos_gate_is_one_at_ratio_one_and_closes_on_both_sides():
     assert own == pytest.approx(
         [1.0, math.exp(3) * 64**2 * math.exp(-192), math.exp(3) * 1e-4 * math.exp(-0.03)], rel=1e-4
     )
+
+
+def test_echos_clip_narrows_with_the_confidence_of_the_tail():
+    """METHODS-MORE, ECHO: e is .125 at a confidence of 1, .182120 at .5."""
+    found = Echo().clips(torch.tensor([1.0, 0.5])).tolist()
+    assert found == pytest.approx([0.125, 0.182120], abs=1e-6)
+    batch = changed(
+        batch_of([[1.0] * 4] * 2, [1.0, -1.0]),
+        entropy_BT=-torch.tensor([[0.1, 1.0, 0.5, 0.7], [0.2, 0.4, 0.9, 0.3]]).log(),
+        mask_BT=torch.tensor([[1.0, 1.0, 0.0, 1.0], [1.0, 0.0, 0.0, 0.0]]),
+    )
+    tails = tail_confidences(batch, 2)  # the appended .5 is no token of the model's
+    assert tails.tolist() == pytest.approx([0.85, 0.2])
+
+
+def test_echo_is_its_formula_group_by_group():
+    batch = plain()
+    assert batch.entropy_BT is not None
+    uncertain_BT = torch.zeros_like(batch.mask_BT)
+    for group in (0, 1, 2):
+        held_BT = (batch.mask_BT > 0) & (batch.group_B == group).unsqueeze(1)
+        entropy_N = batch.entropy_BT[held_BT]
+        for values_N in (entropy_N, 1 - (-entropy_N).exp()):
+            uncertain_BT[held_BT] += (values_N - values_N.mean()) / values_N.std(correction=0)
+    torch.testing.assert_close(uncertainties(batch), uncertain_BT)
+    clip_B1 = Echo().clips(tail_confidences(batch, 8)).unsqueeze(1)
+    advantages_BT = batch.advantages_BT * (1 + 0.3 * uncertain_BT) + 0.2 * uncertain_BT
+
+    def token_loss(logprobs_BT: torch.Tensor) -> torch.Tensor:
+        ratio = (logprobs_BT - batch.old_logprobs_BT).exp()
+        clipped = ratio.clamp(1 - clip_B1, 1 + clip_B1)
+        return -torch.min(ratio * advantages_BT, clipped * advantages_BT)
+
+    agrees(Echo(EchoOptions(scale=0.3, shift=0.2)), batch, token_loss)
+
+
+def test_echo_leaves_a_group_alone_that_is_equally_sure_everywhere():
+    batch = changed(batch_of([[1.1, 0.9]] * 2, [1.0, -1.0]), entropy_BT=torch.full((2, 2), 0.3))
+    value, _, metrics = outcome(Echo(), batch)
+    assert value == pytest.approx(-2.0 + 2.0, abs=1e-6)
+    assert metrics["clip"] == pytest.approx(4 * Echo().clips(torch.tensor(math.exp(-0.3))).item())

@@ -1,4 +1,4 @@
-"""What the learner's section adds around a loss: rejected responses, a bonus for entropy."""
+"""What the learner's section adds around a loss: rejected responses, turns left out, entropy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from learner.forward import lm_head
-from learner.forward.micro_batches import micro_batches
+from learner.forward.micro_batches import loss_batch, micro_batches
 from learner.losses.dapo import Dapo
 from learner.losses.decoupled_ppo import DecoupledPpo
 from learner.losses.reinforce import Reinforce
@@ -139,3 +139,31 @@ def test_only_bad_responses_are_left_out_for_having_become_unlikely(model: Any):
     )
     _, metrics = run(model, given, Dapo(), reject_drift=0.3)
     assert metrics["rejected"] == given.members[1].sampled_tokens
+
+
+def test_turns_that_were_sure_are_not_trained_on(model: Any):
+    """Of three turns those two with the higher mean entropy are kept, as if the third were no
+    token of the model's; it counts in the mean."""
+    [whole] = group_of(8, members=1).members
+    whole = msgspec.structs.replace(
+        whole,
+        response=np.arange(12, dtype="<i4").tobytes(),
+        behaviour=np.full(12, -1.0, dtype="<f4").tobytes(),
+        appended=((3, 2), (8, 1)),
+        advantage=0.7,
+        weight=1.0,
+    )
+    given = msgspec.structs.replace(group_of(8), members=(whole,))
+    turns = [(0, 3), (5, 3), (9, 3)]
+    [batch] = micro_batches([given], 9999, CPU)
+    found = loss_batch(model, batch, TEMPERATURE, entropy=True)
+    assert found.entropy_BT is not None
+    sampled = found.mask_BT[0].nonzero().squeeze(1)
+    assert len(sampled) == 9
+    entropies = found.entropy_BT[0][sampled].split(3)
+    sure = min(range(3), key=lambda turn: entropies[turn].mean().item())
+    one_less = msgspec.structs.replace(whole, appended=(*whole.appended, turns[sure]))
+    expected, _ = run(model, msgspec.structs.replace(given, members=(one_less,)), Dapo())
+    gradient, metrics = run(model, given, Dapo(), turn_share=0.7)
+    assert relative(gradient, expected) < 1e-5
+    assert (metrics["computed"], metrics["sure_turns"]) == (9, 3)

@@ -59,11 +59,6 @@ REFUSED: list[tuple[Sequence[str], str, str]] = [
         ),
     ),
     (
-        ["learner.entropy=false", "loss.dapo.mastered_tau=0.99"],
-        "loss.dapo.mastered_tau",
-        "found 0.99, but learner.entropy is false: set learner.entropy: true, or mastered_tau: 0",
-    ),
-    (
         ["advantage.overlong_tokens=129"],
         "advantage.grpo.overlong_tokens",
         (
