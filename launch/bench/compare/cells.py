@@ -42,6 +42,7 @@ class Metrics(RunAverages, frozen=True, kw_only=True):
     deep_accuracy: float | None  # final accuracy on the deepest prompts
     mean_tokens: float  # of held-out responses, last evaluation
     late_share: float | None  # steps of the engines slower than the pace; None: not paced
+    late_time: float | None  # by how much slower they were, over the engines' time in training
 
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,6 +104,7 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
         """Computes its metrics; `target` is a held-out accuracy."""
         steps, evaluations = self._lines()
         found = learning_curve(steps, evaluations)
+        late_share, late_time = self._late()
         return Metrics(
             **msgspec.structs.asdict(run_averages(steps)),
             seconds_to_target=next((e.train_s for e in found if e.accuracy >= target), None),
@@ -110,12 +112,18 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
             accuracy_by_kind=found[-1].by_tag,
             deep_accuracy=found[-1].deep_accuracy,
             mean_tokens=found[-1].tokens_mean,
-            late_share=self._late_share(),
+            late_share=late_share,
+            late_time=late_time,
         )
 
-    def _late_share(self) -> float | None:
-        paced = json.loads(self.run.result.read_text("utf-8")).get("paced")
-        return paced["late"] / max(1, paced["steps"]) if paced else None
+    def _late(self) -> tuple[float, float] | tuple[None, None]:
+        """The share of the engines' steps that were slower than the pace, and of their time."""
+        result = json.loads(self.run.result.read_text("utf-8"))
+        if not (paced := result.get("paced")):
+            return None, None
+        engines = load(self.run.config).engine.count
+        time_s = result["train_seconds"] * engines
+        return paced["late"] / max(1, paced["steps"]), paced["late_s"] / max(1e-9, time_s)
 
     def _lines(self) -> tuple[list[StepLine], list[EvalLine]]:
         lines = all_lines(self.run.metrics)

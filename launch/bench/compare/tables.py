@@ -90,6 +90,7 @@ _COLUMNS = (
     _Column("bubble engine", "bubble_engine", ".2f"),
     _Column("bubble learner", "bubble_learner", ".2f"),
     _Column("late steps", "late_share", ".1%"),
+    _Column("late time", "late_time", ".1%"),
 )
 
 

@@ -60,6 +60,7 @@ def metrics_of(**changes: Any) -> Metrics:
         deep_accuracy=0.8,
         mean_tokens=30.0,
         late_share=None,
+        late_time=None,
         tail=4.0,
         sampled_per_trained=1.0,
         tokens_trained=1000,
@@ -245,6 +246,7 @@ def test_figures_are_of_training_alone_and_weighted_by_what_they_are_shares_of(
         final_accuracy=0.9,
         accuracy_by_kind={"terms=2": 1.0, "terms=7": 0.45},
         late_share=None,
+        late_time=None,
         tail=None,
         deep_accuracy=0.45,
         mean_tokens=20.0,
@@ -256,6 +258,16 @@ def test_figures_are_of_training_alone_and_weighted_by_what_they_are_shares_of(
     )
     assert cell.final_metrics(target=0.95).seconds_to_target is None
     assert [point.train_s for point in cell.eval_curve()] == [0.0, 6.0, 12.0]
+
+
+def test_late_steps_of_a_paced_cell_are_counted_and_timed(tmp_path: Path) -> None:
+    """Half of the steps, by a twentieth of the time of two engines."""
+    lines = [evaluation(0, 0.2), step(0, 4.0), evaluation(1, 0.4)]
+    cell = finished_cell(tmp_path, lines, overrides=("engine.count=2",))
+    paced = {"name": "h20-7b", "steps": 200, "late": 100, "late_s": 0.4}
+    cell.run.result.write_text(json.dumps({"train_seconds": 4.0, "paced": paced}))
+    found = cell.final_metrics(target=0.7)
+    assert (found.late_share, found.late_time) == (0.5, pytest.approx(0.05))
 
 
 def test_a_finished_run_of_other_settings_is_neither_used_nor_removed(tmp_path: Path) -> None:
@@ -420,6 +432,7 @@ def test_an_interrupted_comparison_goes_on_without_repeating_what_is_finished(
     for metrics in found["methods"].values():
         assert set(metrics) == set(Metrics.__struct_fields__)
         assert metrics.pop("late_share") == [None, None], "not paced"
+        assert metrics.pop("late_time") == [None, None], "not paced"
         metrics.pop("tail")  # the line written above has no lengths
         assert all(len(by_seed) == 2 and None not in by_seed for by_seed in metrics.values())
     assert found["methods"]["sync"]["step_seconds"][0] == before["sync"]["step_seconds"][0]
