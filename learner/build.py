@@ -76,7 +76,8 @@ def build_learner(
     """
     section = config.learner
     if section.threads:
-        torch.set_num_threads(section.threads)
+        # More threads than cores wait for one another at every operation, for a time slice each.
+        torch.set_num_threads(min(section.threads, len(os.sched_getaffinity(0))))
     torch.manual_seed(config.seed)
     device = engine.device_of(local_rank)
     chatter.disable_progress_bar()

@@ -269,7 +269,8 @@ class LearnerConfig(Section, frozen=True, kw_only=True):
     entropy: bool = True
     """Report the policy's mean entropy; costs a look at every computed logit."""
     threads: NonNegativeInt = 1
-    """CPU threads of each rank; 0: leave it to torch."""
+    """CPU threads of each rank, at most one for each core that the engine leaves; 0: leave it to
+    torch."""
     pace: str | LearnerPace = ""
     """Emulated pace: what a token takes at least on each rank, as on the hardware named (`h20-7b`)
     or by its options. Everything is computed for real; then the rank waits. Empty: none."""

@@ -14,6 +14,7 @@ from pipeline.coordinator.group_manager import GroupManager
 from pipeline.coordinator.groups import Group, TrajectoryState
 from pipeline.coordinator.state import CoordinatorState
 from pipeline.coordinator.step_metrics import length_metrics, pass_at
+from pipeline.coordinator.step_stats import StepStats
 from pipeline.plugins.views import EvalSet
 
 
@@ -45,7 +46,9 @@ class Evaluations:
         return len(due - {self.last_step})
 
     def begin(self, group_manager: GroupManager) -> None:
-        settings = self._core.settings
+        core, settings = self._core, self._core.settings
+        if not core.stats.between:  # else it starts again after a resume
+            core.stats = StepStats.begin(core.ledger, core.now, between=True)
         limit = settings.eval_max_tokens or settings.max_tokens
         self._tallies = [SetTally(of, settings.eval_correct) for of in self._sets()]
         self._since, self._other_version = self._core.now, 0

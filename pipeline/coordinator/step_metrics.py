@@ -99,10 +99,7 @@ def environment_metrics(core: CoordinatorState) -> dict[str, float]:
     metric of tokens sampled or trained; nothing without an environment."""
     if not core.settings.turns:
         return {}
-    return {
-        "turns": core.ledger.turns - core.stats.turns_before,
-        "tokens_appended": core.ledger.appended - core.stats.appended_before,
-    }
+    return {"turns": core.stats.turns, "tokens_appended": core.stats.appended}
 
 
 def placement_metrics(core: CoordinatorState) -> dict[str, Any]:

@@ -19,9 +19,13 @@ _COUNTS_OF_A_PLAN = {"total", "known", "unseen"}
 
 
 class StepStats(msgspec.Struct, kw_only=True):
-    """Counts since the step opened."""
+    """Counts since the step opened, or since the evaluation before it began: with
+    `learner.max_staleness` training responses are sampled and end in that, too."""
 
     since: float = 0.0
+    between: bool = False  # an evaluation runs, and the step has not opened
+    ahead_s: float = 0.0
+    """Seconds of that evaluation up to the newest token of a training response."""
     lengths: list[int] = msgspec.field(default_factory=list[int])
     """Sampled tokens of members that have ended."""
     rewards: list[float] = msgspec.field(default_factory=list[float])
@@ -33,10 +37,11 @@ class StepStats(msgspec.Struct, kw_only=True):
     fates: dict[str, int] = msgspec.field(default_factory=dict[str, int])
     """Groups that have ended, by fate and reason."""
     equal: int = 0  # of those, groups with two rewards or more, all equal
-    sampled_before: int = 0  # tokens in the ledger when the step opened
+    sampled_before: int = 0  # tokens in the ledger when the step opened, less those ahead of it
+    unevaluated_before: int = 0  # of those in the ledger, tokens of no evaluation
     trained_before: int = 0
-    appended_before: int = 0
-    turns_before: int = 0
+    turns: int = 0  # of training responses, passed to environments
+    appended: int = 0  # tokens that those answered
     nonfinite: int = 0  # groups whose loss was not finite
     learner: dict[str, float] = msgspec.field(default_factory=dict[str, float])
     """Metrics of ranks, summed over tokens; the largest for names that end in _max."""
@@ -60,15 +65,31 @@ class StepStats(msgspec.Struct, kw_only=True):
     bias: SelectionBias = msgspec.field(default_factory=SelectionBias)
 
     @classmethod
-    def begin(cls, ledger: TokenLedger, now: float) -> StepStats:
-        """A step opens with these books."""
+    def begin(cls, ledger: TokenLedger, now: float, *, between: bool = False) -> StepStats:
+        """A step opens with these books, or the evaluation before it begins."""
         return cls(
+            between=between,
             since=now,
             sampled_before=ledger.sampled,
+            unevaluated_before=ledger.unevaluated,
             trained_before=ledger.accounts["trained"],
-            appended_before=ledger.appended,
-            turns_before=ledger.turns,
         )
+
+    def token_came(self, now: float) -> None:
+        """A token of a training response has come while an evaluation ran."""
+        self.ahead_s = now - self.since
+
+    def opened(self, ledger: TokenLedger, now: float) -> StepStats:
+        """Return the books of a step that opens now.
+
+        What was sampled for it during the evaluation before it counts as its own, and so do the
+        seconds up to then: a run without evaluations needs them, too.
+        """
+        if not self.between:
+            return StepStats.begin(ledger, now)
+        self.between, self.since = False, now - self.ahead_s
+        self.sampled_before = ledger.sampled - (ledger.unevaluated - self.unevaluated_before)
+        return self
 
     def add_length(self, tokens: int, predicted: float | None) -> None:
         """Count the length of a response that has come to its end.

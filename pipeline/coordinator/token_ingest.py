@@ -99,6 +99,8 @@ class TokenIngest:
                 trajectory.logprobs += logprobs[start:end]
                 trajectory.logprob_sum += total
                 grown += count
+                if core.stats.between and core.groups[trajectory.group].kind == "train":
+                    core.stats.token_came(core.now)
                 trajectory.remaining = chunk.remaining
                 if chunk.score is not None:
                     trajectory.score = chunk.score

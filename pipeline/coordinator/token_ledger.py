@@ -46,6 +46,11 @@ class TokenLedger(msgspec.Struct, kw_only=True):
             self.dropped_by[why] = self.dropped_by.get(why, 0) + tokens
 
     @property
+    def unevaluated(self) -> int:
+        """Tokens sampled for training, while no response of an evaluation is held."""
+        return self.sampled - self.accounts["eval"]
+
+    @property
     def imbalance(self) -> int:
         """Zero, or the books are wrong."""
         return self.sampled - sum(self.accounts.values())

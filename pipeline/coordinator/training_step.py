@@ -32,7 +32,6 @@ from pipeline.coordinator.step_metrics import (
     learner_bubble,
     trained_metrics,
 )
-from pipeline.coordinator.step_stats import StepStats
 from pipeline.plugins.actions import BatchAction, Close, Leave, Relax, Replay, Take
 from pipeline.plugins.interfaces import Barrier, Relaxed
 
@@ -82,7 +81,7 @@ class TrainingSteps:
                 if too_old(group, core.version, core.settings.max_staleness):
                     self._group_manager.end(group, GroupState.DROPPED, "stale")
         self._scheduler.slot_usage.open(core.now)
-        core.stats = StepStats.begin(core.ledger, core.now)
+        core.stats = core.stats.opened(core.ledger, core.now)
         self.step_close.open()
         self._rank_tokens = dict.fromkeys(range(core.settings.ranks), 0)
         if core.settings.keep:  # what is replayed needs no prompt
