@@ -286,6 +286,8 @@ def test_an_engine_killed_while_a_tool_runs_loses_no_turn_and_appended_tokens_ar
         *(
             "learner.overlap=token",
             "learner.updates=2",
+            "learner.turn_share=0.5",
+            "learner.entropy_bonus=0.001",  # also members without an advantage are computed
             "step.count=3",
             "checkpoint.every=3",
         ),
@@ -300,6 +302,7 @@ def test_an_engine_killed_while_a_tool_runs_loses_no_turn_and_appended_tokens_ar
     assert sum(result["tokens"].values()) == result["tokens_reported_by_engines"]
     steps = lines(run / "metrics.jsonl", "step")
     assert all(step["tokens_appended"] >= 4 and step["turns"] > 0 for step in steps)
+    assert all(0 < step["learner"]["sure_turns"] < 1 for step in steps), "learner.turn_share"
     trained = [
         member
         for group in lines(run / "decisions.jsonl", "group")
