@@ -18,7 +18,7 @@ from pipeline.wire.messages import ChunkHead
 
 Key = tuple[int, int]  # (trajectory, leg)
 MOST_CHUNKS = 8192
-"""Chunks per frame: with the times of their legs at most 116 bytes each, of 1 MiB for a header."""
+"""Chunks per frame: with the times of their legs at most 125 bytes each, of 1 MiB for a header."""
 MOST_TOKENS = 1 << 18
 """Tokens per frame: 1 MiB a part, as the stage reads from a network."""
 
@@ -33,6 +33,7 @@ class _Gathered:
     logprobs: list[float] = field(default_factory=list[float])
     score: float | None = None  # newest of these tokens
     remaining: float | None = None
+    marked: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +70,10 @@ class Chunker:
         finish: str = "",
         score: float | None = None,
         remaining: float | None = None,
+        marked: int | None = None,
     ) -> None:
         """Add new tokens of a leg, all sampled with `version`; `finish` ends the leg. A chunk has
-        the newest `score` and `remaining` that came with its tokens."""
+        the newest `score` and `remaining` that came with its tokens, and `marked`."""
         if len(tokens) != len(logprobs):
             raise ValueError(f"leg {key}: {len(tokens)} tokens with {len(logprobs)} logprobs")
         leg = self._legs[key]
@@ -83,6 +85,7 @@ class Chunker:
         leg.logprobs.extend(logprobs)
         leg.score = leg.score if score is None else _scalar(score)
         leg.remaining = _scalar(remaining) if remaining is not None and remaining >= 0 else None
+        leg.marked = leg.marked if marked is None else marked
         if finish:
             self._cut(key, leg, finish)
             del self._legs[key]
@@ -125,13 +128,14 @@ class Chunker:
                 finish=finish,
                 score=leg.score,
                 remaining=leg.remaining,
+                marked=leg.marked,
             )
         )
         self._tokens += leg.tokens
         self._logprobs += leg.logprobs
         leg.offset += count
         leg.tokens, leg.logprobs = [], []
-        leg.score = leg.remaining = None
+        leg.score = leg.remaining = leg.marked = None
 
 
 def _scalar(value: float) -> float | None:

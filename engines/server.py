@@ -12,15 +12,16 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import msgspec
 
 from engines.base import Delta, Engine, EngineError, EngineInfo, Sampling, log_line
 from engines.chunker import Chunker, Frame, Key
+from engines.epoch import Epoch
 from engines.pace import FREE
-from engines.stop_strings import StopStrings
+from engines.stop_strings import generate_until_stop
+from engines.text_search import FirstMarker, TextSearch
 from engines.weights import Receiver, WeightReceiver, WeightsError
 from engines.weights_probe import WeightsProof, load_spans
 from pipeline.config.timeouts import TimeoutsConfig
@@ -48,7 +49,6 @@ from pipeline.wire.messages import (
 HEARTBEAT_S = 1.0
 _SPARE_S = 10.0  # added to the stage's limits: the stage acts first, and names the work
 _END_S = 2.0  # wait for the last chunks of aborted legs
-_Times = tuple[float, float]  # start of a leg, its first token (0.0: none yet)
 
 
 class Sender(Protocol):
@@ -61,23 +61,6 @@ class Sender(Protocol):
     def close(self) -> None: ...
 
 
-@dataclass(slots=True)
-class Epoch:
-    """State that belongs to one welcome; a later welcome discards it."""
-
-    incarnation: int
-    number: int
-    flusher: Chunker
-    sequence: int = 0
-    legs: dict[Key, str] = field(default_factory=dict[Key, str])  # -> id of the engine's request
-    aborted: set[Key] = field(default_factory=set[Key])
-    times: dict[Key, _Times] = field(default_factory=dict[Key, "_Times"])
-    ended: dict[Key, LegTimes] = field(default_factory=dict[Key, LegTimes])  # not sent yet
-    tasks: set[asyncio.Task[None]] = field(default_factory=set[asyncio.Task[None]])
-    flush_planned: bool = False
-    current: bool = True
-
-
 class Worker:
     """Serves one engine to one stage.
 
@@ -87,6 +70,7 @@ class Worker:
         timeouts: how long sampling and loading may stand still.
         receiver: gets new weights; by default they are files on this machine.
         stops: texts that end a turn, beside the engine's stop tokens.
+        markers: texts whose first one in a response is told of.
     """
 
     def __init__(
@@ -99,7 +83,8 @@ class Worker:
         chunk_tokens: int,
         timeouts: TimeoutsConfig | None = None,
         receiver: Receiver | None = None,
-        stops: StopStrings | None = None,
+        stops: TextSearch | None = None,
+        markers: TextSearch | None = None,
     ) -> None:
         self._engine, self._name, self._chunk_tokens = engine, name, chunk_tokens
         self._loop = asyncio.get_running_loop()
@@ -121,7 +106,7 @@ class Worker:
         )
         self._timeouts = timeouts or TimeoutsConfig()
         self._receiver = receiver or WeightReceiver()
-        self._stops = stops
+        self._stops, self._markers = stops, markers
         self._epoch: Epoch | None = None
         self._version: int | None = None
         self._proof = WeightsProof(engine, self.log)
@@ -224,8 +209,11 @@ class Worker:
                 drawing=request.drawing,
                 seed=request.seed,
             )
+            if self._markers is not None:
+                held = len(ints(request.prefix))
+                epoch.markers[key] = FirstMarker(self._markers, sampling.tokens, held)
             deltas = (
-                self._stops.generate_until_stop(self._engine, sampling)
+                generate_until_stop(self._stops, self._engine, sampling)
                 if self._stops is not None
                 else self._engine.generate(sampling)
             )
@@ -245,11 +233,13 @@ class Worker:
                 self._add(epoch, key, Delta((), (), "error"))
         finally:
             epoch.legs.pop(key, None)
+            epoch.markers.pop(key, None)
             epoch.aborted.discard(key)
             self._declare()
 
     def _add(self, epoch: Epoch, key: Key, delta: Delta) -> None:
         tokens, finish = delta.tokens, delta.finish
+        search = epoch.markers.get(key)
         epoch.flusher.add_tokens(
             key,
             tokens,
@@ -258,6 +248,7 @@ class Worker:
             finish,
             delta.score,
             delta.remaining,
+            search.look(tokens) if search is not None else None,
         )
         begun_s, first_s = epoch.times[key]
         if tokens and not first_s:

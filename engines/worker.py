@@ -60,7 +60,7 @@ async def serve_engine(stage: Path, config: Config, name: str, weights: Path | N
     """Start the engine, join the stage, serve until asked to stop; returns the exit status."""
     from engines.latency_profile import cached_latency
     from engines.server import Worker
-    from engines.stop_strings import StopStrings
+    from engines.text_search import TextSearch
     from engines.weights import PacedReceiver, WeightReceiver
     from engines.weights_fetch import FetchingReceiver
     from pipeline.config.load import stop_texts
@@ -71,7 +71,9 @@ async def serve_engine(stage: Path, config: Config, name: str, weights: Path | N
         announce(f"starting the engine ({config.engine.kind}): imports, the model, a first token")
         engine = build_engine(config)
         texts = stop_texts(config)
-        stops = StopStrings(config.model, texts) if texts else None
+        stops = TextSearch(config.model, texts) if texts else None
+        markers = config.sampling.markers
+        shown = TextSearch(config.model, markers) if markers else None
         info = await engine.start()
         if not info.latency:
             announce("measuring the engine's pace, once for this model and machine")
@@ -93,6 +95,7 @@ async def serve_engine(stage: Path, config: Config, name: str, weights: Path | N
         timeouts=config.timeouts,
         receiver=PacedReceiver(receiver, config.weights),
         stops=stops,
+        markers=shown,
     )
     # Until here SIGTERM killed at once; the launcher answers SIGINT.
     loop = asyncio.get_running_loop()

@@ -96,6 +96,9 @@ class SamplingConfig(Section, frozen=True, kw_only=True):
     stop: tuple[NonEmpty, ...] = ()
     """Texts that end a response, beside the model's own stop tokens; they stay in it. For responses
     of one turn, also in evaluations: an `environment` has a `stop` of its own."""
+    markers: tuple[NonEmpty, ...] = ()
+    """Texts that show that a response has come to its answer, such as `\\boxed{`: selectors are
+    told of the first of them (`MemberView.marked`)."""
 
 
 class StepConfig(Section, frozen=True, kw_only=True):

@@ -62,6 +62,8 @@ def begin_as_fork(member: Trajectory, origin: Trajectory, at: int) -> None:
     member.logprob_sum = float(floats(bytes(member.logprobs)).sum(dtype=np.float64))
     member.version_starts = [start for start in origin.version_starts if start[0] < at]
     member.old += origin.old[: 4 * at]
+    if origin.marked is not None and origin.marked <= at:
+        member.marked = origin.marked
 
 
 def ids_of(action: AnyAction, group: Group) -> list[int]:

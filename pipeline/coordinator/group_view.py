@@ -28,6 +28,7 @@ def member_view(member: Trajectory) -> MemberView:
         foreign=member.foreign,
         score=member.score,
         remaining=member.remaining,
+        marked=member.marked,
     )
 
 

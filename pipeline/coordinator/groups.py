@@ -131,6 +131,7 @@ class Trajectory(msgspec.Struct, kw_only=True):
     looked: int = 0  # response tokens whose entropy a learner rank has computed
     score: float | None = None  # newest that its engine gave
     remaining: float | None = None  # tokens to come, as its engine predicted with the newest chunk
+    marked: int | None = None  # response tokens up to the first marker (`sampling.markers`)
     parked_until: str = ""  # "slot" | "published" while parked, or to be parked after a call
     errors: int = 0  # legs that the engine ended by itself
     streamed: int = 0  # response tokens that were sent to a learner rank

@@ -102,6 +102,8 @@ class TokenIngest:
                 if core.stats.between and core.groups[trajectory.group].kind == "train":
                     core.stats.token_came(core.now)
                 trajectory.remaining = chunk.remaining
+                if trajectory.marked is None:
+                    trajectory.marked = chunk.marked
                 if chunk.score is not None:
                     trajectory.score = chunk.score
             if finish:

@@ -97,6 +97,7 @@ def group_of(
     entropy: Mapping[int, float] | None = None,
     score: Mapping[int, float] | None = None,
     remaining: Mapping[int, float] | None = None,
+    marked: Mapping[int, int] | None = None,
     versions: Mapping[int, tuple[int, ...]] | None = None,
     variants: Mapping[int, str] | None = None,
     forks: Mapping[int, int] | None = None,
@@ -128,8 +129,8 @@ def group_of(
         rewards, parts: member id -> reward and its parts, where they are known.
         failed: ids of members whose reward failed.
         confidence: member id -> nats per token; others are at -0.5.
-        entropy, score, remaining, versions, variants, forks: member id -> what the fields of
-            `MemberView` say; the others have none.
+        entropy, score, remaining, marked, versions, variants, forks: member id -> what the fields
+            of `MemberView` say; the others have none.
         included: member id -> its source, of those that are foreign.
         statistics: figures across groups; empty ones (no quantile yet) if not given.
         budget: M'; as many as there are sampled members if not given.
@@ -164,6 +165,7 @@ def group_of(
                     foreign=(included or {}).get(id_, ""),
                     score=(score or {}).get(id_),
                     remaining=(remaining or {}).get(id_),
+                    marked=(marked or {}).get(id_),
                 )
             )
     ids = [member.id for member in members]

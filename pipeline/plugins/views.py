@@ -36,6 +36,9 @@ class MemberView(msgspec.Struct, frozen=True, kw_only=True):
     foreign: str = ""  # source of a response that was not sampled for this group, see `Include`
     score: float | None = None  # newest scalar of its engine, where the engine gives one
     remaining: float | None = None  # tokens still to come, where the engine predicts them
+    marked: int | None = None
+    """Response tokens up to the one that completed the first text of `sampling.markers`; None: none
+    has been seen."""
 
 
 class Statistics(Protocol):

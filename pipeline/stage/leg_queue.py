@@ -33,6 +33,7 @@ class _Waiting:
     aborted: bool = False
     scalars: list[ChunkHead] = field(default_factory=list[ChunkHead])
     """Chunks that came with a score or a prediction, which is of the tokens up to their end."""
+    marked: int | None = None  # response tokens up to the first marker
 
     @property
     def count(self) -> int:
@@ -77,6 +78,8 @@ class LegQueue:
                 if chunk.count:
                     waiting.runs.append([chunk.version, chunk.count])
                 waiting.finish = chunk.finish
+                if chunk.marked is not None:
+                    waiting.marked = chunk.marked
                 if chunk.score is not None or chunk.remaining is not None:
                     waiting.scalars.append(chunk)
             begin = end
@@ -135,7 +138,10 @@ class LegQueue:
             newest = waiting.scalars.pop(0)
             score = score if newest.score is None else newest.score
             remaining = newest.remaining
-        return ChunkHead(*leg, waiting.offset, count, version, finish, score, remaining)
+        marked = waiting.marked
+        if marked is not None and not waiting.offset < marked <= waiting.offset + count:
+            marked = None
+        return ChunkHead(*leg, waiting.offset, count, version, finish, score, remaining, marked)
 
 
 def _end(chunk: ChunkHead) -> int:

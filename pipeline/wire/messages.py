@@ -59,8 +59,8 @@ class ChunkHead(msgspec.Struct, frozen=True, array_like=True):
     Every leg ends in band exactly once with one of these; that frees its slot."""
     score: Scalar | None = None
     """What the engine thinks of the response so far, on a scale of its own; None: nothing."""
-    remaining: Amount | None = None
-    """Tokens of the response that it expects after this chunk; None: it does not predict."""
+    remaining: Amount | None = None  # tokens that it expects after this chunk, if it predicts
+    marked: Count | None = None  # response tokens up to its first marker, where it ends here
 
 
 FINISHES = frozenset({"", "stop", "length", "abort", "error"})

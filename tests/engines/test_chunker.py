@@ -140,12 +140,12 @@ def test_tokens_of_a_frame_have_a_limit_too(monkeypatch: pytest.MonkeyPatch):
 
 def test_a_chunk_has_the_newest_scalars_that_came_with_its_tokens():
     flusher = flusher_of(chunk_tokens=3)
-    flusher.add_tokens(A, [5, 6], [-1.0, -1.0], 1, score=0.5, remaining=9.0)
+    flusher.add_tokens(A, [5, 6], [-1.0, -1.0], 1, score=0.5, remaining=9.0, marked=2)
     flusher.add_tokens(A, [7], [-1.0], 1, remaining=8.0)
     flusher.add_tokens(A, [8, 9, 8], [-1.0] * 3, 1)
     [first, second] = heads(flusher)
-    assert (first.score, first.remaining) == (0.5, 8.0)
-    assert (second.score, second.remaining) == (None, None)
+    assert (first.score, first.remaining, first.marked) == (0.5, 8.0, 2)
+    assert (second.score, second.remaining, second.marked) == (None, None, None)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from tokenizers.models import WordLevel
 
 from engines.backends.vllm import VllmEngine
 from engines.base import Delta, Sampling
-from engines.stop_strings import StopStrings
+from engines.stop_strings import generate_until_stop
+from engines.text_search import TextSearch
 from pipeline.wire.fields import Drawing
 from tests.paths import MODEL
 
@@ -56,8 +57,8 @@ def sampling_of(*tokens: int) -> Sampling:
     return Sampling(id="r", tokens=tokens, max_tokens=50, drawing=Drawing(), seed=0)
 
 
-async def found(stops: StopStrings, engine: Any, sampling: Sampling) -> tuple[list[int], str]:
-    deltas = [delta async for delta in stops.generate_until_stop(engine, sampling)]
+async def found(stops: TextSearch, engine: Any, sampling: Sampling) -> tuple[list[int], str]:
+    deltas = [delta async for delta in generate_until_stop(stops, engine, sampling)]
     tokens = [token for delta in deltas for token in delta.tokens]
     assert [logprob for d in deltas for logprob in d.logprobs] == [
         -float(i) for i in range(len(tokens))
@@ -70,12 +71,12 @@ async def found(stops: StopStrings, engine: Any, sampling: Sampling) -> tuple[li
 @pytest.mark.parametrize("size", [1, 2, 3, 8])
 async def test_a_turn_ends_with_the_token_that_completes_a_stop_text(model: str, size: int):
     engine = Fake([A, OPEN, T, A, OPEN, T, CLOSE, A, A, A], size)
-    tokens, finish = await found(StopStrings(model, ["</t>"]), engine, sampling_of(A))
+    tokens, finish = await found(TextSearch(model, ["</t>"]), engine, sampling_of(A))
     assert (tokens, finish) == ([A, OPEN, T, A, OPEN, T, CLOSE], "stop")
 
 
 async def test_what_was_there_before_the_turn_ends_none_but_may_begin_a_stop_text(model: str):
-    stops = StopStrings(model, ["</t>"])
+    stops = TextSearch(model, ["</t>"])
     tokens, finish = await found(stops, Fake([A, A], 1), sampling_of(OPEN, T, CLOSE))
     assert (tokens, finish) == ([A, A], "length")
     tokens, finish = await found(stops, Fake([CLOSE, A], 1), sampling_of(OPEN, T))
@@ -83,7 +84,7 @@ async def test_what_was_there_before_the_turn_ends_none_but_may_begin_a_stop_tex
 
 
 async def test_engines_are_told_the_tokens_that_hold_a_stop_text(model: str):
-    stops = StopStrings(model, [">", "é"])
+    stops = TextSearch(model, [">", "é"])
     assert stops.tokens == {CLOSE, X_CLOSE}
     engine = Fake([A, BYTE_1, BYTE_2, A], 4)
     tokens, finish = await found(stops, engine, sampling_of(A))
@@ -93,7 +94,7 @@ async def test_engines_are_told_the_tokens_that_hold_a_stop_text(model: str):
 
 async def test_who_goes_away_at_the_finish_leaves_no_request_behind(model: str):
     engine = Fake([A, OPEN, T, CLOSE, A, A], 1)
-    deltas = StopStrings(model, ["</t>"]).generate_until_stop(engine, sampling_of(A))  # type: ignore[arg-type]
+    deltas = generate_until_stop(TextSearch(model, ["</t>"]), engine, sampling_of(A))  # type: ignore[arg-type]
     async for delta in deltas:
         if delta.finish:
             break
@@ -102,7 +103,7 @@ async def test_who_goes_away_at_the_finish_leaves_no_request_behind(model: str):
 
 async def test_an_engine_that_ends_by_itself_at_the_stop_text_is_not_aborted(model: str):
     engine = Fake([A, EQUALS], 2)
-    tokens, finish = await found(StopStrings(model, ["="]), engine, sampling_of(A))
+    tokens, finish = await found(TextSearch(model, ["="]), engine, sampling_of(A))
     assert (tokens, finish, engine.aborted) == ([A, EQUALS], "stop", [])
 
 
@@ -111,7 +112,7 @@ async def test_vllm_stops_at_a_stop_text_and_goes_on_after_what_is_appended(
     vllm_engine: VllmEngine,
 ) -> None:
     stops, tokenizer = (
-        StopStrings(str(MODEL), ["="]),
+        TextSearch(str(MODEL), ["="]),
         Tokenizer.from_file(f"{MODEL}/tokenizer.json"),
     )
     prompt = tokenizer.encode("7+9+2=", add_special_tokens=False).ids
@@ -125,7 +126,7 @@ async def test_vllm_stops_at_a_stop_text_and_goes_on_after_what_is_appended(
             drawing=Drawing(),
             seed=seed,
         )
-        deltas = [delta async for delta in stops.generate_until_stop(vllm_engine, asked)]
+        deltas = [delta async for delta in generate_until_stop(stops, vllm_engine, asked)]
         tokens = [token for delta in deltas for token in delta.tokens]
         assert equals not in tokens[:-1]
         ended.add(str(tokenizer.id_to_token(tokens[-1])))

@@ -27,7 +27,8 @@ class Explore:
             yield Sample(1, fork=(origin.id, 5), why="a long one")
             yield Sample(1, variant=HINT, why="with a hint")
         elif not group.unended:
-            yield Finalize(tuple(m.id for m in group.ended))
+            marked = any(m.marked is not None for m in group.ended)
+            yield Finalize(tuple(m.id for m in group.ended), kind="marked" if marked else "")
 
 
 class AboveTheMean:

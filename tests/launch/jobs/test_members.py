@@ -21,6 +21,7 @@ OWN = [
     "data.variants=[answer]",
     "budget.uniform.redundancy=1",
     "learner.max_staleness=1",
+    "sampling.markers=['#','9']",
 ]
 
 
@@ -41,6 +42,7 @@ def test_a_job_trains_on_variants_forks_and_rewards_of_groups(tmp_path: Path) ->
         mean = sum(lengths) / len(lengths)
         assert rewards == [float(length > mean) for length in lengths]
     assert not [step for step in lines(run / "metrics.jsonl", "step") if "old_refused" in step]
+    assert result["kinds"]["marked"] > 0, "an engine's worker has found a marker in the tokens"
 
 
 def test_a_job_trains_on_solutions_of_the_data_and_says_so_everywhere(tmp_path: Path) -> None:

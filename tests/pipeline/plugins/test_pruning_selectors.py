@@ -147,9 +147,23 @@ def test_duet_draws_for_a_candidate_once_and_weighs_what_has_passed():
         assert isinstance(final, Finalize)
         assert (final.ids, final.weights) == ((20, 21, survivor), (1.0, 1.0, 2.0))
     resumed.ended(GONE)
-    assert resumed.state() == {"version": 1, "passed": []}
-    with pytest.raises(ValueError, match="version 0, not 1"):
+    assert resumed.state() == {"version": 2, "passed": [], "spared": []}
+    with pytest.raises(ValueError, match="version 0, not 2"):
         resumed.restore({"version": 0})
+
+
+def test_duet_spares_what_has_shown_a_marker_of_its_answer():
+    """DUET: marked ones are not drawn for, and weigh 1; kappa 1e-9 would stop them all."""
+    selector = Duet(DuetOptions(checkpoint=50, keep=1e-9))
+    assert passed_by(selector, range(8), marked={2: 40, 5: 12}) == [2, 5]
+    resumed = Duet(DuetOptions(checkpoint=50, keep=1e-9))
+    resumed.restore(selector.state())
+    for each in (selector, resumed):
+        later = group_of(size=8, running={2: 120, 5: 120})  # twice the checkpoint
+        assert decide(each, later, Every(trajectory=5)) == []
+        [final] = decide(each, group_of(size=2, finished={2: 130, 5: 140}))
+        assert isinstance(final, Finalize)
+        assert (final.ids, final.weights, final.kind) == ((2, 5), (1.0, 1.0), "marked")
 
 
 def test_duet_ends_a_group_whose_last_runner_is_stopped():

@@ -343,3 +343,13 @@ def test_a_score_rides_on_the_chunk_that_has_its_tokens():
         chunk for event in taken(rounds) if isinstance(event, Tokens) for chunk in event.chunks
     ]
     assert [(c.count, c.score, c.remaining) for c in found] == [(4, 0.5, 8.0), (2, 0.25, 0.0)]
+
+
+def test_a_marker_rides_on_the_chunk_that_it_ends_in():
+    rounds = begun()
+    rounds.answered([generate(1)])
+    rounds.put(frame(0, ChunkHead(1, 0, 0, 9, 0, "stop", marked=6)))
+    found = [
+        chunk for event in taken(rounds) if isinstance(event, Tokens) for chunk in event.chunks
+    ]
+    assert [(c.offset, c.count, c.marked) for c in found] == [(0, 4, None), (4, 4, 6), (8, 1, None)]
