@@ -51,6 +51,8 @@ class TextSearch:
             before: `last_tokens` of the earlier ones. A text that ends in them is not found again.
         """
         known = [*before, *new]
+        if self.tokens.isdisjoint(new) and not self._holds(known):
+            return 0  # nearly always: one look for all of them
         for count in range(1, len(new) + 1):
             end = len(before) + count
             if new[count - 1] in self.tokens or self._completed(known[:end][-self._window :]):
