@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _SLOPE = 4.0  # of the clip's sigmoid
+_ALIKE = 1e-6  # deviation, nats, below which values differ by rounding alone
 
 
 class EchoOptions(KlOptions, frozen=True, kw_only=True):
@@ -84,7 +85,7 @@ def uncertainties(batch: LossBatch) -> Tensor:
 def whitened(values_N: Tensor) -> Tensor:
     """Subtract the mean and divide by the deviation; zeros where all values are alike."""
     deviation = values_N.std(correction=0)
-    return (values_N - values_N.mean()) / deviation if deviation > 0 else values_N * 0
+    return (values_N - values_N.mean()) / deviation if deviation > _ALIKE else values_N * 0
 
 
 def tail_confidences(batch: LossBatch, tail: int) -> Tensor:
