@@ -111,7 +111,8 @@ HEADLINES: dict[str, Headline] = {
         "training throughput 1.9x",
         1.9,
         why="the paper's figure is of engines, learner and environments that no longer wait for "
-        "each other; the recipe is its budget by difficulty, and overlap alone gives 1.12.",
+        "each other; the recipe is its budget by difficulty and its stored successes, and overlap "
+        "alone gives 1.12.",
     ),
     "darts_published": _time(
         "1.45x end to end (7B)",
