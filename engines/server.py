@@ -22,7 +22,7 @@ from engines.epoch import Epoch
 from engines.pace import FREE
 from engines.stop_strings import generate_until_stop
 from engines.text_search import FirstMarker, TextSearch
-from engines.weights import Receiver, WeightReceiver, WeightsError
+from engines.weights import Receiver, WeightReceiver, WeightsError, held_file
 from engines.weights_probe import WeightsProof, load_spans
 from pipeline.config.timeouts import TimeoutsConfig
 from pipeline.wire.clock_sync import boot_id
@@ -109,6 +109,7 @@ class Worker:
         self._stops, self._markers = stops, markers
         self._epoch: Epoch | None = None
         self._version: int | None = None
+        self._wanted = -1  # version that the stage has asked for last
         self._proof = WeightsProof(engine, self.log)
         self._loading = 0  # loads under way or waiting
         self._load_order = asyncio.Lock()
@@ -157,6 +158,7 @@ class Worker:
                     self._keep_own()
                 case LoadWeights(manifest=Manifest() as manifest):
                     self._loading += 1
+                    self._wanted = manifest.version
                     self._spawn(self._load(manifest, time.monotonic()))
                 case Refused():
                     self.stop_serving(1, f"refused by the stage: {message.why}")
@@ -323,15 +325,18 @@ class Worker:
         epoch = self._epoch
         try:
             async with self._load_order:
+                if manifest.version != self._wanted:
+                    return  # a newer one is asked for: nobody waits for this one
                 self._declare()
                 moments = [time.monotonic()]
                 directory = await asyncio.to_thread(self._receiver.receive, manifest)
                 moments.append(time.monotonic())
-                self._cut()
-                await self._engine.load_weights(str(directory), manifest.version)
-                self._version = manifest.version
-                moments.append(time.monotonic())
-                loaded = await self._proof.prove(manifest, str(directory))
+                with held_file(directory) as held:
+                    self._cut()
+                    await self._engine.load_weights(str(held), manifest.version)
+                    self._version = manifest.version
+                    moments.append(time.monotonic())
+                    loaded = await self._proof.prove(manifest, str(held))
                 paced = await self._engine.take_paced()
                 moments.append(time.monotonic())
             if epoch is self._epoch:

@@ -6,12 +6,16 @@ verifies the file; `engines.weights_probe` verifies the load.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import shutil
 import time
+from collections.abc import Generator
 from pathlib import Path
 from typing import Protocol
 
+import psutil
 import xxhash
 
 from pipeline.config.pace import WeightsConfig, least_seconds
@@ -20,6 +24,7 @@ from pipeline.wire.messages import Manifest
 
 FILE = "model.safetensors"
 _READ_BYTES = 8 << 20
+_HELD = ".held-"  # and the id of the process that loads
 
 
 class WeightsError(Exception):
@@ -60,6 +65,37 @@ class WeightReceiver:
                 digest.update(block)
                 size += len(block)
         return size, digest.hexdigest()
+
+
+@contextlib.contextmanager
+def held_file(directory: Path) -> Generator[Path, None, None]:
+    """Give an engine a directory whose file stays until it has been loaded and proved.
+
+    The learner keeps two versions. One that has all its responses already (`max_staleness`) may
+    publish several while an engine loads: the file gets a second link, which costs no memory, and
+    is not removed with the first.
+
+    Raises: WeightsError if it has been removed by now.
+    """
+    for left in directory.parent.glob(f"{_HELD}*"):  # of an engine that was killed
+        pid = left.name.removeprefix(_HELD)
+        if not (pid.isdecimal() and psutil.pid_exists(int(pid))):
+            shutil.rmtree(left, ignore_errors=True)
+    own = directory.parent / f"{_HELD}{os.getpid()}"
+    try:
+        own.mkdir(mode=0o700, exist_ok=True)
+        os.link(directory / FILE, own / FILE)
+    except FileNotFoundError as error:
+        shutil.rmtree(own, ignore_errors=True)
+        raise WeightsError(f"{directory / FILE} was removed while it was read") from error
+    except OSError:  # a file system without links
+        shutil.rmtree(own, ignore_errors=True)
+        yield directory
+        return
+    try:
+        yield own
+    finally:
+        shutil.rmtree(own, ignore_errors=True)
 
 
 class PacedReceiver:

@@ -1,13 +1,15 @@
 """Weights are proved before an engine sees them: claims about `engines.weights` and the gap."""
 
 import math
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 import xxhash
 
 from engines.base import EngineError
-from engines.weights import WeightReceiver, WeightsError
+from engines.weights import WeightReceiver, WeightsError, held_file
 from engines.weights_probe import largest_gap
 from pipeline.wire.messages import Manifest
 
@@ -56,3 +58,27 @@ def test_a_probe_of_fewer_than_eight_positions_proves_nothing():
 
 def test_a_learner_logprob_that_is_nan_is_an_infinite_gap():
     assert largest_gap([-1.0] * 9, [-1.0] * 8 + [math.nan], "1.0") == math.inf
+
+
+def test_a_file_that_is_removed_while_it_is_loaded_stays_until_that_is_done(tmp_path: Path):
+    version = tmp_path / "v3"
+    version.mkdir()
+    (version / "model.safetensors").write_bytes(b"weights")
+    left = tmp_path / ".held-4194999"  # no process has this id: a killed engine's
+    left.mkdir()
+    other = tmp_path / f".held-{os.getppid()}"  # an engine beside this one
+    other.mkdir()
+    with held_file(version) as held:
+        shutil.rmtree(version)
+        assert (held / "model.safetensors").read_bytes() == b"weights"
+    assert sorted(tmp_path.iterdir()) == [other]
+    with pytest.raises(WeightsError, match="was removed while it was read"), held_file(version):
+        pass
+
+
+def test_an_interrupted_load_holds_nothing(tmp_path: Path):
+    (tmp_path / "v3").mkdir()
+    (tmp_path / "v3" / "model.safetensors").write_bytes(b"weights")
+    with pytest.raises(EngineError), held_file(tmp_path / "v3"):
+        raise EngineError("half loaded")
+    assert [path.name for path in tmp_path.iterdir()] == ["v3"]

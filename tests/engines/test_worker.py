@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import sys
 import time
@@ -401,3 +402,44 @@ async def test_work_may_stand_still_for_a_little_longer_than_the_stage_lets_it()
         heard[0](message)
     assert await worker.run() == 0
     assert client.budgets == {"idle": 0.0, "sampling": 210.0, "loading weights": 710.0}
+
+
+@pytest.mark.fault("weights are published faster than an engine loads", part="engines", by="direct")
+async def test_the_newest_version_is_loaded_and_those_before_it_are_passed_over(tmp_path: Path):
+    """Promise: an engine that is behind loads the version that was asked for last, and the file
+    that it reads stays until it has been proved, also where the learner has removed it.
+    Bound: at the next load.
+    """
+    content = (MODEL / "model.safetensors").read_bytes()
+    for version in (1, 2, 3):
+        (tmp_path / f"v{version}").mkdir()
+        (tmp_path / f"v{version}" / "model.safetensors").write_bytes(content)
+    read: list[int] = []
+
+    class Slow(SimulatedEngine):
+        async def load_weights(self, directory: str, version: int) -> None:
+            for number in (2, 3) if version == 1 else ():
+                heard[0](LoadWeights(manifest=of(number)))
+            await super().load_weights(directory, version)
+            if version == 1:
+                shutil.rmtree(tmp_path / "v1")
+            read.append(len((Path(directory) / "model.safetensors").read_bytes()))
+            loaded.append(version)
+            if version == 3:
+                heard[0](Shutdown(why=""))
+
+    def of(version: int) -> Manifest:
+        return manifest_of(version, directory=str(tmp_path / f"v{version}"))
+
+    def connect(join: Join, receive: Callable[[ToPeer], None]) -> Declared:
+        heard.append(receive)
+        return Declared()
+
+    heard: list[Callable[[ToPeer], None]] = []
+    loaded: list[int] = []
+    engine = Slow(slots=2, vocabulary=VOCABULARY)
+    worker = Worker(engine, await engine.start(), connect, name="e0", chunk_tokens=8)
+    heard[0](Welcome(incarnation=1, epoch=1, weights_directory=""))
+    heard[0](LoadWeights(manifest=of(1)))
+    assert await worker.run() == 0
+    assert (loaded, read) == ([1, 3], [len(content)] * 2)
