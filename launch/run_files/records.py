@@ -64,6 +64,7 @@ class EvalLine(msgspec.Struct, frozen=True, kw_only=True):
     reward: float | None = None  # mean; None: a run of an older version, where it was `accuracy`
     tokens_mean: float
     tokens_p95: float
+    samples: int = 0  # responses; 0: not said
     by_tag: dict[str, float] = {}  # mean reward by kind of prompt
     tokens_by_tag: dict[str, float] = {}
     train_s: float = 0.0  # seconds inside the steps before it, without evaluations

@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 from launch.bench.compare.methods import Method
+from launch.bench.compare.target_time import likely_seconds, seconds_to
 from launch.launcher.environment import clean_environment
 from launch.launcher.processes import Child, end_all
 from launch.report.metrics import RunAverages, run_averages
@@ -37,6 +38,7 @@ class Metrics(RunAverages, frozen=True, kw_only=True):
     """Metrics of a finished cell."""
 
     seconds_to_target: float | None  # training seconds at the first evaluation that reaches it
+    target_range_s: tuple[float | None, float | None] | None  # see `likely_seconds`
     final_accuracy: float
     accuracy_by_kind: dict[str, float]  # final accuracy by kind of prompt; of tasks, by depth
     deep_accuracy: float | None  # final accuracy on the deepest prompts
@@ -107,7 +109,8 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
         late_share, late_time = self._late()
         return Metrics(
             **msgspec.structs.asdict(run_averages(steps)),
-            seconds_to_target=next((e.train_s for e in found if e.accuracy >= target), None),
+            seconds_to_target=seconds_to(found, target),
+            target_range_s=likely_seconds(found, target),
             final_accuracy=found[-1].accuracy,
             accuracy_by_kind=found[-1].by_tag,
             deep_accuracy=found[-1].deep_accuracy,

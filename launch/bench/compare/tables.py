@@ -93,6 +93,8 @@ _COLUMNS = (
     _Column("late time", "late_time", ".1%"),
 )
 
+_RANGE_AT = 3  # behind the time to the target
+
 
 def comparison_markdown(comparison: Mapping[str, Any]) -> str:
     """Makes the table: medians over seeds; in brackets how many times faster than the baseline.
@@ -102,6 +104,7 @@ def comparison_markdown(comparison: Mapping[str, Any]) -> str:
             emulated pace in words, if there is one.
     """
     titles = ["method", "seeds", *(column.title for column in _COLUMNS), "accuracy by kind"]
+    titles.insert(_RANGE_AT, "its range")
     paced = [f"paced: {comparison['paced']}", ""] if comparison.get("paced") else []
     lines = [*paced, f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for name, metrics in comparison["methods"].items():
@@ -111,8 +114,20 @@ def comparison_markdown(comparison: Mapping[str, Any]) -> str:
             ratio = comparison["ratios"].get(name, {}).get(column.figure)
             cells.append(_cell(column, metrics[column.figure], done) + _bracket(ratio))
         cells.append(_by_kind(metrics["accuracy_by_kind"]))
+        cells.insert(_RANGE_AT, _range(metrics["target_range_s"]))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _range(by_seed: Sequence[Sequence[float | None] | None]) -> str:
+    """The least and the largest time to the target that the evaluations of any seed allow."""
+    known = [found for found in by_seed if found is not None]
+    low = [low for low, _ in known if low is not None]
+    high = [high for _, high in known if high is not None]
+    if not known:
+        return "-"
+    largest = f"{max(high):.0f}" if len(high) == len(known) else "never"
+    return f"{min(low):.0f} to {largest}" if low else "never"
 
 
 def _by_kind(by_seed: Sequence[Mapping[str, float] | None]) -> str:

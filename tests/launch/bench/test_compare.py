@@ -54,6 +54,7 @@ def metrics_of(**changes: Any) -> Metrics:
     base = Metrics(
         step_seconds=4.0,
         seconds_to_target=400.0,
+        target_range_s=(300.0, None),
         trained_token_ms=8.0,
         final_accuracy=0.9,
         accuracy_by_kind={"terms=2": 1.0},
@@ -243,6 +244,7 @@ def test_figures_are_of_training_alone_and_weighted_by_what_they_are_shares_of(
         step_seconds=4.0,
         trained_token_ms=300.0,
         seconds_to_target=6.0,
+        target_range_s=None,
         final_accuracy=0.9,
         accuracy_by_kind={"terms=2": 1.0, "terms=7": 0.45},
         late_share=None,
