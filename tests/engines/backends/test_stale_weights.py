@@ -200,10 +200,11 @@ async def test_a_learner_that_publishes_other_weights_than_it_trains_is_told_in_
 
 
 class Link:
-    """The worker's end of the stage's sockets."""
+    """The worker's end of the sockets of a stage that has it load one version after another."""
 
-    def __init__(self) -> None:
+    def __init__(self, *manifests: Manifest) -> None:
         self.sent: list[FromPeer] = []
+        self._next: list[ToPeer] = [*(LoadWeights(manifest=m) for m in manifests), Shutdown(why="")]
 
     def start(self) -> None: ...
     def close(self) -> None: ...
@@ -212,8 +213,11 @@ class Link:
 
     def send(self, message: FromPeer) -> None:
         self.sent.append(message)
-        if sum(isinstance(one, WeightsLoaded | WeightsFailed) for one in self.sent) == 3:
-            self.receive(Shutdown(why=""))
+        if isinstance(message, WeightsLoaded | WeightsFailed):
+            self.go_on()
+
+    def go_on(self) -> None:
+        self.receive(self._next.pop(0))
 
     def connect(self, join: Join, receive: Callable[[ToPeer], None]) -> "Link":
         self.receive = receive
@@ -241,11 +245,10 @@ async def test_a_worker_reports_a_stale_load_as_failed_and_proves_the_next_one(t
     first = str(shutil.copytree(manifests[0].directory, tmp_path / "first"))
     trainer.step()
     manifests.append(trainer.publish())
-    link = Link()
+    link = Link(manifests[0], manifests[1], manifests[1])
     worker = Worker(engine, info, link.connect, name="e0", chunk_tokens=8)
     link.receive(Welcome(incarnation=1, epoch=1, weights_directory=""))
-    for number in (0, 1, 1):
-        link.receive(LoadWeights(manifest=manifests[number]))
+    link.go_on()
     assert await worker.run() == 0
     said = [one for one in link.sent if isinstance(one, WeightsLoaded | WeightsFailed)]
     assert [type(one) for one in said] == [WeightsLoaded, WeightsFailed, WeightsLoaded]
