@@ -60,7 +60,8 @@ class TextSearch:
         return 0
 
     def _holds(self, tokens: Sequence[int]) -> bool:
-        return any(text in self._decoded(tokens) for text in self._texts)
+        decoded = self._decoded(tokens)
+        return any(text in decoded for text in self._texts)
 
     def _completed(self, tokens: Sequence[int]) -> bool:
         """Return True if the last token completes a text."""
@@ -87,8 +88,11 @@ class FirstMarker:
 
     def look(self, tokens: Sequence[int]) -> int | None:
         """Return how many response tokens there are up to the one that completes it, once."""
-        count = 0 if self._found else self._search.completed_after(self._before, tokens)
+        if self._found:
+            return None
+        if count := self._search.completed_after(self._before, tokens):
+            self._found = True
+            return self._held + count
         self._held += len(tokens)
         self._before = self._search.last_tokens(self._before, tokens)
-        self._found = self._found or count > 0
-        return self._held - len(tokens) + count if count else None
+        return None

@@ -203,6 +203,10 @@ class CoordinatorState:
         """The kind of a training prompt, '' if its data set names none."""
         return self._tags[prompt] if self._tags else ""
 
+    def is_training(self, trajectory: Trajectory) -> bool:
+        """True for a response of training, False for one of an evaluation."""
+        return self.groups[trajectory.group].kind == "train"
+
     def variant_tokens(self, prompt: int, variant: str) -> int:
         """Tokens that a variant puts behind a training prompt. Raises ValueError if there is no
         such variant."""

@@ -132,7 +132,7 @@ class StepClose:
         possible = np.isfinite(values) & (values <= MAX_LOGPROB)
         return (
             version == self._core.version
-            and self._core.groups[member.group].kind == "train"
+            and self._core.is_training(member)
             and piece.first + len(values) <= member.held
             and bool(possible.all() and np.isfinite(entropies).all())
         )

@@ -258,7 +258,7 @@ class StepReport:
             "opened": opened,
             **step_metrics(core),
             **token_metrics(
-                ledger.sampled - stats.sampled_before,
+                ledger.unevaluated - stats.sampled_before,
                 ledger.accounts["trained"] - stats.trained_before,
             ),
             **({"epochs": epochs} if epochs else {}),

@@ -37,8 +37,7 @@ class StepStats(msgspec.Struct, kw_only=True):
     fates: dict[str, int] = msgspec.field(default_factory=dict[str, int])
     """Groups that have ended, by fate and reason."""
     equal: int = 0  # of those, groups with two rewards or more, all equal
-    sampled_before: int = 0  # tokens in the ledger when the step opened, less those ahead of it
-    unevaluated_before: int = 0  # of those in the ledger, tokens of no evaluation
+    sampled_before: int = 0  # tokens of no evaluation in the ledger when these books were begun
     trained_before: int = 0
     turns: int = 0  # of training responses, passed to environments
     appended: int = 0  # tokens that those answered
@@ -70,8 +69,7 @@ class StepStats(msgspec.Struct, kw_only=True):
         return cls(
             between=between,
             since=now,
-            sampled_before=ledger.sampled,
-            unevaluated_before=ledger.unevaluated,
+            sampled_before=ledger.unevaluated,
             trained_before=ledger.accounts["trained"],
         )
 
@@ -88,7 +86,6 @@ class StepStats(msgspec.Struct, kw_only=True):
         if not self.between:
             return StepStats.begin(ledger, now)
         self.between, self.since = False, now - self.ahead_s
-        self.sampled_before = ledger.sampled - (ledger.unevaluated - self.unevaluated_before)
         return self
 
     def add_length(self, tokens: int, predicted: float | None) -> None:

@@ -99,7 +99,7 @@ class TokenIngest:
                 trajectory.logprobs += logprobs[start:end]
                 trajectory.logprob_sum += total
                 grown += count
-                if core.stats.between and core.groups[trajectory.group].kind == "train":
+                if core.stats.between and core.is_training(trajectory):
                     core.stats.token_came(core.now)
                 trajectory.remaining = chunk.remaining
                 if trajectory.marked is None:

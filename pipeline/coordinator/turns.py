@@ -93,12 +93,9 @@ class Turns:
         trajectory.turns += 1
         trajectory.turn_finish = finish
         self._core.ledger.turns += 1
-        if self._is_training(trajectory):
+        if self._core.is_training(trajectory):
             self._core.stats.turns += 1
         self.ask(trajectory)
-
-    def _is_training(self, trajectory: Trajectory) -> bool:
-        return self._core.groups[trajectory.group].kind == "train"
 
     def _append(self, trajectory: Trajectory, tokens: bytes, count: int) -> None:
         if count:
@@ -107,7 +104,7 @@ class Turns:
             trajectory.tokens += tokens
             trajectory.logprobs += bytes(len(tokens))
             self._core.ledger.appended += count
-            if self._is_training(trajectory):
+            if self._core.is_training(trajectory):
                 self._core.stats.appended += count
         trajectory.turn_began = trajectory.held
 
